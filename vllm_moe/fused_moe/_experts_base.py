@@ -14,8 +14,8 @@ __all__ = ["FusedMoEExperts", "FusedMoEExpertsModular", "FusedMoEExpertsMonolith
 class FusedMoEExperts(ABC):
     """The two matrix products of every expert and the activation between them.
 
-    Raises ValueError when ``max_num_tokens`` and ``num_dispatchers`` do not fit the activation format: the batched
-    one needs both, the standard one takes neither.
+    Raises ValueError when ``max_num_tokens`` and ``num_dispatchers`` do not fit the activation format: the
+    batched one needs both, the standard one takes neither.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class FusedMoEExperts(ABC):
         activation_key: QuantKey | None,
         activation_format: FusedMoEActivationFormat,
     ) -> tuple[bool, str | None]:
-        """Whether these experts can run the layer; if not, ``(False, reason)``. Called on the class with itself."""
+        """Whether these experts can run the layer; if not, ``(False, reason)``. Called on the class with "
+        "itself."""
         device = torch.device(moe_config.device)
         checks = (
             (cls._supports_device(device), f"device {device.type}"),
@@ -125,9 +126,10 @@ class FusedMoEExpertsModular(FusedMoEExperts):
         matches = topk_ids.size(0) == M if a1.dim() == 2 else a1.size(0) == E
         if not matches or w1.size(2) != K or w2.shape[:2] != (E, K):
             raise ValueError(
-                f"{type(self).__name__}: activations {tuple(a1.shape)}, w1 {tuple(w1.shape)}, w2 {tuple(w2.shape)} and "
-                f"topk_ids {tuple(topk_ids.shape)} do not fit together, expected [rows, hidden] or [experts, rows, "
-                "hidden], [experts, n, hidden], [experts, hidden, n'] and [rows, topk]."
+                f"{type(self).__name__}: activations {tuple(a1.shape)}, w1 {tuple(w1.shape)}, w2 "
+                f"{tuple(w2.shape)} and topk_ids {tuple(topk_ids.shape)} do not fit together, expected "
+                "[rows, hidden] or [experts, rows, hidden], [experts, n, hidden], [experts, hidden, n'] "
+                "and [rows, topk]."
             )
         return E, M, N, K, topk_ids.size(1)
 
@@ -149,7 +151,8 @@ class FusedMoEExpertsModular(FusedMoEExperts):
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Shapes of ``workspace13`` (either product's result), ``workspace2`` (the activation's) and the output.
 
-        The output shares its memory with ``workspace13``. ``M``, ``N``, ``K`` are as :meth:`moe_problem_size` gives.
+        The output shares its memory with ``workspace13``. ``M``, ``N``, ``K`` are as
+        :meth:`moe_problem_size` gives.
         """
         raise NotImplementedError
 
@@ -183,10 +186,10 @@ class FusedMoEExpertsModular(FusedMoEExperts):
     ) -> None:
         """Run the experts on what ``prepare`` gave and write ``output``.
 
-        - ``w1`` ``[local experts, n, hidden]`` (``2 * n`` rows, gate then up, for a gated activation), ``w2``
-          ``[local experts, hidden, n]``.
-        - ``a1q_scale``: the scales of ``hidden_states`` that ``prepare`` returned; ``a2_scale``: the static scale
-          for the second product's input.
+        - ``w1`` ``[local experts, n, hidden]`` (``2 * n`` rows, gate then up, for a gated activation),
+          ``w2`` ``[local experts, hidden, n]``.
+        - ``a1q_scale``: the scales of ``hidden_states`` that ``prepare`` returned; ``a2_scale``: the static
+          scale for the second product's input.
         - ``workspace13``, ``workspace2``: scratch of the shapes that :meth:`workspace_shapes` asks for.
         - ``topk_weights``, ``topk_ids``, ``expert_map``: as in ``prepare``, after dispatch.
         """
@@ -214,5 +217,6 @@ class FusedMoEExpertsMonolithic(FusedMoEExperts):
         a1q_scale: torch.Tensor | None,
         apply_router_weight_on_input: bool,
     ) -> torch.Tensor:
-        """Route, run the experts, weight and reduce; gives ``[tokens, hidden]``. Arguments as in the modular case."""
+        """Route, run the experts, weight and reduce; gives ``[tokens, hidden]``. Arguments as in the "
+        "modular case."""
         raise NotImplementedError

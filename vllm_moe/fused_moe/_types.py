@@ -1,4 +1,5 @@
-"""Small types that both halves of a Mixture-of-Experts kernel share; :mod:`modular_kernel` gives them their names."""
+"""Small types that both halves of a Mixture-of-Experts kernel share; :mod:`modular_kernel` gives them "
+"their names."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ class FusedMoEActivationFormat(Enum):
     Standard = ("standard",)
     """``[tokens, hidden]``, each row with its own topk ids and weights."""
     BatchedExperts = ("batched_experts",)
-    """``[num_local_experts, max_num_tokens * num_dispatchers, hidden]``; an expert's rows come first, then padding."""
+    """``[num_local_experts, max_num_tokens * num_dispatchers, hidden]``; an expert's rows come first, "
+    "then padding."""
 
 
 @dataclass
@@ -28,7 +30,9 @@ class ExpertTokensMetadata:
     """The same numbers on the CPU, where a backend has them there anyway; never fetched for this."""
 
     @staticmethod
-    def make_from_list(expert_num_tokens_list: list[int], device: torch.device | str) -> "ExpertTokensMetadata":
+    def make_from_list(
+        expert_num_tokens_list: list[int], device: torch.device | str
+    ) -> "ExpertTokensMetadata":
         """Build both tensors from a list with one count for each local expert."""
         on_cpu = torch.tensor(expert_num_tokens_list, dtype=torch.int32)
         return ExpertTokensMetadata(on_cpu.to(device, non_blocking=True), on_cpu)
@@ -48,6 +52,7 @@ class TopKWeightAndReduce(ABC):
     ) -> torch.Tensor:
         """Return ``output``, written; a new tensor when ``output`` is None. No other argument is written.
 
-        With ``apply_router_weight_on_input`` the weights were applied before the experts and are left out here.
+        With ``apply_router_weight_on_input`` the weights were applied before the experts and are left out
+        here.
         """
         raise NotImplementedError

@@ -9,7 +9,8 @@ __all__ = ["MoEActivation", "apply_moe_activation"]
 
 
 class MoEActivation(Enum):
-    """An activation; gated ones take ``[..., 2 * n]`` (gate half first, then up half) and give ``[..., n]``."""
+    """An activation; gated ones take ``[..., 2 * n]`` (gate half first, then up half) and give ``[..., "
+    "n]``."""
 
     SILU = "silu"
     GELU = "gelu"
@@ -31,17 +32,19 @@ class MoEActivation(Enum):
             return input_size
         if input_size % 2:
             raise ValueError(
-                f"{self.value} halves its input into gate and up, which needs an even width, found {input_size}. "
-                f"Use an even intermediate size or {self.value}_no_mul."
+                f"{self.value} halves its input into gate and up, which needs an even width, found "
+                f"{input_size}. Use an even intermediate size or {self.value}_no_mul."
             )
         return input_size // 2
 
 
-def apply_moe_activation(activation: MoEActivation, output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 -- vLLM's name
+def apply_moe_activation(
+    activation: MoEActivation, output: torch.Tensor, input: torch.Tensor
+) -> torch.Tensor:  # noqa: A002 -- vLLM's name
     """Write ``activation(input)`` into ``output`` and return it; ``input`` is left as it is.
 
-    ``input`` is ``[..., n]`` (``[..., 2 * n]`` for a gated activation), ``output`` is ``[..., n]``. The arithmetic
-    is float32 whatever the dtypes, and is rounded once, into ``output``.
+    ``input`` is ``[..., n]`` (``[..., 2 * n]`` for a gated activation), ``output`` is ``[..., n]``. The
+    arithmetic is float32 whatever the dtypes, and is rounded once, into ``output``.
 
     Raises ValueError when the shapes do not fit.
     """
@@ -49,7 +52,8 @@ def apply_moe_activation(activation: MoEActivation, output: torch.Tensor, input:
     expected = (*input.shape[:-1], width)
     if tuple(output.shape) != expected:
         raise ValueError(
-            f"{activation.value} of {tuple(input.shape)} gives {expected}, but output is {tuple(output.shape)}. "
+            f"{activation.value} of {tuple(input.shape)} gives {expected}, but output is "
+            f"{tuple(output.shape)}. "
             "Allocate output with that shape."
         )
     values = input.float()

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 FP8_DTYPE = torch.float8_e4m3fn
-"""The 8-bit floating point type of activations and weights (4 exponent bits, 3 mantissa bits, largest value 448)."""
+"""The 8-bit floating point type of activations and weights (4 exponent bits, 3 mantissa bits, largest "
+"value 448)."""
 
 _QUANT_DTYPES = (FP8_DTYPE, torch.int8)
 
@@ -80,7 +81,8 @@ class FusedMoEQuantDesc:
     """The quantized type; None leaves the tensor as it is."""
     shape: GroupShape | None = None
     scale: torch.Tensor | None = None
-    """float32. Activations: one element, or None for a scale computed from the values. Weights: see ``make``."""
+    """float32. Activations: one element, or None for a scale computed from the values. Weights: see "
+    "``make``."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +191,19 @@ class FusedMoEQuantConfig:
         return QuantKey(self._w1.dtype, True, self._w1.shape or GroupShape.PER_TENSOR)
 
     def scale_shape(self, max_tokens: int, hidden_dim: int) -> tuple[int, int] | None:
-        """Shape of the float32 activation scale that belongs to ``[max_tokens, hidden_dim]``; None if unquantized."""
+        """Shape of the float32 activation scale that belongs to ``[max_tokens, hidden_dim]``; None if "
+        "unquantized."""
         if not self.is_quantized:
             return None
         if self.block_shape is not None:
             return (max_tokens, -(-hidden_dim // self.block_shape[1]))
         return (max_tokens, 1) if self.is_per_act_token else (1, 1)
 
-    def batched_scale_shape(self, num_experts: int, max_tokens: int, hidden_dim: int) -> tuple[int, int, int] | None:
-        """Shape of the scale that belongs to ``[num_experts, max_tokens, hidden_dim]``; None if unquantized."""
+    def batched_scale_shape(
+        self, num_experts: int, max_tokens: int, hidden_dim: int
+    ) -> tuple[int, int, int] | None:
+        """Shape of the scale that belongs to ``[num_experts, max_tokens, hidden_dim]``; None if "
+        "unquantized."""
         shape = self.scale_shape(max_tokens, hidden_dim)
         return None if shape is None else (num_experts, *shape)
 
@@ -216,13 +222,16 @@ class FusedMoEQuantConfig:
         """Build a configuration from flags, as vLLM's method of this name does.
 
         - ``quant_dtype``: ``torch.float8_e4m3fn``, ``torch.int8``, or None for unquantized activations.
-        - ``per_act_token_quant``: one activation scale a token; otherwise one a tensor, unless ``block_shape``.
+        - ``per_act_token_quant``: one activation scale a token; otherwise one a tensor, unless
+          ``block_shape``.
         - ``per_out_ch_quant``: one weight scale an output channel, ``[experts, out, 1]``.
-        - ``block_shape``: ``[rows, columns]`` of a weight block; the activations then have one scale for each
-          ``columns`` consecutive elements of a row. Weight scales are ``[experts, out / rows, in / columns]``.
+        - ``block_shape``: ``[rows, columns]`` of a weight block; the activations then have one scale for
+          each ``columns`` consecutive elements of a row. Weight scales are ``[experts, out / rows, in /
+          columns]``.
         - ``w1_scale``, ``w2_scale``: weight scales, float32; per tensor they are ``[experts]`` or
           ``[experts, 1, 1]``.
-        - ``a1_scale``, ``a2_scale``: static activation scales of one element; None computes them from the values.
+        - ``a1_scale``, ``a2_scale``: static activation scales of one element; None computes them from the
+          values.
         - ``weight_dtype``: the weights' dtype if it differs from ``quant_dtype``.
 
         Raises ValueError for a combination that means nothing.
@@ -234,21 +243,25 @@ class FusedMoEQuantConfig:
             )
         if block_shape is not None and (per_act_token_quant or per_out_ch_quant):
             raise ValueError(
-                f"FusedMoEQuantConfig: block_shape={block_shape} already says which elements share a scale. Leave "
-                "per_act_token_quant and per_out_ch_quant False, or block_shape None."
+                f"FusedMoEQuantConfig: block_shape={block_shape} already says which elements share a "
+                "scale. Leave per_act_token_quant and per_out_ch_quant False, or block_shape None."
             )
         if block_shape is not None and (len(block_shape) != 2 or min(block_shape) < 1):
-            raise ValueError(f"FusedMoEQuantConfig: block_shape is {block_shape}, expected [rows, columns], both >= 1.")
+            raise ValueError(
+                f"FusedMoEQuantConfig: block_shape is {block_shape}, expected [rows, columns], both >= 1."
+            )
         dynamic_only = per_act_token_quant or block_shape is not None
         for name, scale in (("a1_scale", a1_scale), ("a2_scale", a2_scale)):
             if scale is None:
                 continue
             if quant_dtype is None:
-                raise ValueError(f"FusedMoEQuantConfig: {name} is given, but quant_dtype is None. Leave one out.")
+                raise ValueError(
+                    f"FusedMoEQuantConfig: {name} is given, but quant_dtype is None. Leave one out."
+                )
             if dynamic_only:
                 raise ValueError(
-                    f"FusedMoEQuantConfig: {name} is given, but per token and per block scales are computed from "
-                    f"the values. Leave {name} out."
+                    f"FusedMoEQuantConfig: {name} is given, but per token and per block scales are "
+                    f"computed from the values. Leave {name} out."
                 )
             if scale.numel() != 1 or scale.dtype != torch.float32:
                 raise ValueError(
@@ -317,8 +330,8 @@ def int8_w8a8_moe_quant_config(
 class FusedMoEParallelConfig:
     """This rank's place: tensor, prefill-context, data and expert parallel sizes and ranks, and the all2all backend.
 
-    With ``use_ep`` the tensor-parallel ranks are folded into the expert-parallel group: ``tp_size`` is then 1 and
-    ``ep_size`` counts every device.
+    With ``use_ep`` the tensor-parallel ranks are folded into the expert-parallel group: ``tp_size`` is then
+    1 and ``ep_size`` counts every device.
     """
 
     tp_size: int
@@ -407,17 +420,17 @@ class FusedMoEParallelConfig:
     ) -> "FusedMoEParallelConfig":
         """Place global ``rank`` in a grid of ``dp_size_ x pcp_size_ x tp_size_`` devices, tp varying fastest.
 
-        Without expert parallelism the experts' weights are cut over all devices (``tp_size`` is then their number);
-        with it, whole experts are dealt out to them (``ep_size`` is their number). vLLM reads the rank and the
-        switches from its own global state; here they are arguments.
+        Without expert parallelism the experts' weights are cut over all devices (``tp_size`` is then their
+        number); with it, whole experts are dealt out to them (``ep_size`` is their number). vLLM reads the
+        rank and the switches from its own global state; here they are arguments.
 
         Raises ValueError when ``rank`` is outside the grid.
         """
         world = dp_size_ * pcp_size_ * tp_size_
         if not 0 <= rank < world:
             raise ValueError(
-                f"FusedMoEParallelConfig: rank {rank} is outside the grid of dp {dp_size_} x pcp {pcp_size_} x "
-                f"tp {tp_size_}, which has ranks 0 to {world - 1}."
+                f"FusedMoEParallelConfig: rank {rank} is outside the grid of dp {dp_size_} x pcp "
+                f"{pcp_size_} x tp {tp_size_}, which has ranks 0 to {world - 1}."
             )
         use_ep = enable_expert_parallel and world > 1
         return cls(
@@ -445,7 +458,8 @@ class FusedMoEParallelConfig:
 class FusedMoEConfig:
     """Sizes, dtypes and parallel layout of one layer.
 
-    Raises ValueError at construction when a size is not positive or there are more local experts than experts.
+    Raises ValueError at construction when a size is not positive or there are more local experts than
+    experts.
     """
 
     num_experts: int
@@ -477,8 +491,8 @@ class FusedMoEConfig:
                 raise ValueError(f"FusedMoEConfig: {name} is {getattr(self, name)}, expected at least 1.")
         if self.num_local_experts > self.num_experts:
             raise ValueError(
-                f"FusedMoEConfig: num_local_experts is {self.num_local_experts}, expected at most num_experts, "
-                f"{self.num_experts}."
+                f"FusedMoEConfig: num_local_experts is {self.num_local_experts}, expected at most "
+                f"num_experts, {self.num_experts}."
             )
 
     @property

@@ -2,9 +2,9 @@
 
     router -> prepare (quantize, dispatch) -> experts -> finalize (combine, weight, reduce)
 
-``prepare`` and ``finalize`` belong to one object because both ends of an exchange have to agree; the experts are
-another. Any prepare/finalize works with any experts of the same activation format. Names and signatures are those of
-vLLM's ``fused_moe/modular_kernel.py``.
+``prepare`` and ``finalize`` belong to one object because both ends of an exchange have to agree; the experts
+are another. Any prepare/finalize works with any experts of the same activation format. Names and signatures
+are those of vLLM's ``fused_moe/modular_kernel.py``.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,11 @@ from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 
-from vllm_moe.fused_moe._experts_base import FusedMoEExperts, FusedMoEExpertsModular, FusedMoEExpertsMonolithic
+from vllm_moe.fused_moe._experts_base import (
+    FusedMoEExperts,
+    FusedMoEExpertsModular,
+    FusedMoEExpertsMonolithic,
+)
 from vllm_moe.fused_moe._types import ExpertTokensMetadata, FusedMoEActivationFormat, TopKWeightAndReduce
 from vllm_moe.fused_moe.activation import MoEActivation
 from vllm_moe.fused_moe.config import FusedMoEQuantConfig
@@ -48,7 +52,8 @@ PrepareResultType = tuple[
     torch.Tensor | None,
     torch.Tensor | None,
 ]
-"""Activations (quantized, dispatched), their scales, counts for each local expert, dispatched ids and weights."""
+"""Activations (quantized, dispatched), their scales, counts for each local expert, dispatched ids and "
+"weights."""
 
 PrepareMonolithicResultType = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 """Activations (quantized, dispatched), their scales, dispatched router logits."""
@@ -60,7 +65,8 @@ class FusedMoEPrepareAndFinalize(ABC):
     """What both kinds of prepare/finalize say about themselves."""
 
     def post_init_setup(self, fused_experts: FusedMoEExperts) -> None:
-        """Take whatever settings depend on the experts; called once by the driver, does nothing by default."""
+        """Take whatever settings depend on the experts; called once by the driver, does nothing by "
+        "default."""
         return
 
     @property
@@ -112,12 +118,15 @@ class FusedMoEPrepareAndFinalizeModular(FusedMoEPrepareAndFinalize):
         """Quantize and dispatch. No argument is written.
 
         - ``a1``: ``[tokens, hidden]``, unquantized.
-        - ``topk_weights``, ``topk_ids``: ``[tokens, topk]``; ids are global, -1 marks a slot without an expert.
+        - ``topk_weights``, ``topk_ids``: ``[tokens, topk]``; ids are global, -1 marks a slot without an
+          expert.
         - ``num_experts``: experts over all ranks.
-        - ``expert_map``: integer ``[num_experts]``, from global to local id, -1 for another rank's expert; or None.
+        - ``expert_map``: integer ``[num_experts]``, from global to local id, -1 for another rank's expert;
+          or None.
         - ``apply_router_weight_on_input``: multiply each row by its weight first (topk 1 only).
         - ``quant_config``: how the experts want their input.
-        - ``defer_input_quant``: leave quantization to the experts; a backend that cannot raises NotImplementedError.
+        - ``defer_input_quant``: leave quantization to the experts; a backend that cannot raises
+          NotImplementedError.
         """
         raise NotImplementedError
 
@@ -134,7 +143,8 @@ class FusedMoEPrepareAndFinalizeModular(FusedMoEPrepareAndFinalize):
     ) -> tuple[Callable[[], None], ReceiverType] | ReceiverType:
         """Start ``prepare`` and return a receiver that waits for it and gives its result.
 
-        Or return ``(hook, receiver)``: the hook waits for the data to arrive, and is called before the receiver.
+        Or return ``(hook, receiver)``: the hook waits for the data to arrive, and is called before the
+        receiver.
         """
         raise NotImplementedError
 
@@ -153,7 +163,8 @@ class FusedMoEPrepareAndFinalizeModular(FusedMoEPrepareAndFinalize):
         - ``output``: ``[tokens, hidden]``; every element is written. It may share memory with
           ``fused_expert_output``.
         - ``fused_expert_output``: what the experts wrote.
-        - ``topk_weights``, ``topk_ids``: those that ``prepare`` returned, or its arguments where it returned None.
+        - ``topk_weights``, ``topk_ids``: those that ``prepare`` returned, or its arguments where it returned
+          None.
         - ``weight_and_reduce_impl``: how the experts want their output weighted and reduced.
         """
         raise NotImplementedError
@@ -167,7 +178,8 @@ class FusedMoEPrepareAndFinalizeModular(FusedMoEPrepareAndFinalize):
         apply_router_weight_on_input: bool,
         weight_and_reduce_impl: TopKWeightAndReduce,
     ) -> tuple[Callable[[], None], Callable[[], None]] | Callable[[], None]:
-        """Start ``finalize`` and return a receiver, or ``(hook, receiver)``; ``output`` is valid after the receiver."""
+        """Start ``finalize`` and return a receiver, or ``(hook, receiver)``; ``output`` is valid after "
+        "the receiver."""
         raise NotImplementedError
 
 
@@ -182,7 +194,8 @@ class FusedMoEPrepareAndFinalizeMonolithic(FusedMoEPrepareAndFinalize):
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> PrepareMonolithicResultType:
-        """Quantize and dispatch ``a1`` ``[tokens, hidden]`` with its ``router_logits`` ``[tokens, num_experts]``."""
+        """Quantize and dispatch ``a1`` ``[tokens, hidden]`` with its ``router_logits`` ``[tokens, "
+        "num_experts]``."""
         raise NotImplementedError
 
     @abstractmethod
@@ -240,12 +253,13 @@ class FusedMoEKernelModularImpl:
     ) -> None:
         self.prepare_finalize = prepare_finalize
         self.fused_experts = fused_experts
-        # Without an asynchronous finalize there is nothing to overlap a shared expert with: the layer runs it.
+        # Without an asynchronous finalize there is nothing to overlap a shared expert with: the layer runs
+        # it.
         self.shared_experts = shared_experts if prepare_finalize.supports_async() else None
         if inplace and self.shared_experts is not None:
             raise ValueError(
-                "FusedMoEKernel: inplace=True would overwrite the hidden states that the shared expert reads. Leave "
-                "one of inplace and shared_experts out."
+                "FusedMoEKernel: inplace=True would overwrite the hidden states that the shared expert "
+                "reads. Leave one of inplace and shared_experts out."
             )
         self.inplace = inplace
 
@@ -287,7 +301,8 @@ class FusedMoEKernelModularImpl:
         return fused_out
 
     def steps(self, call: _Call) -> Generator[None, None, torch.Tensor]:
-        """Run ``call``, yielding wherever its tokens are on their way and another micro-batch could compute."""
+        """Run ``call``, yielding wherever its tokens are on their way and another micro-batch could "
+        "compute."""
         pf = self.prepare_finalize
         quant_config = self.fused_experts.quant_config
         deferred = self.fused_experts.expects_unquantized_inputs
@@ -318,7 +333,9 @@ class FusedMoEKernelModularImpl:
         if pf.supports_async():
             finalizing = pf.finalize_async(output, fused_out, topk_weights, topk_ids, flag, reduce_impl)
             if self.shared_experts is not None:
-                shared_input = call.hidden_states if call.shared_experts_input is None else call.shared_experts_input
+                shared_input = (
+                    call.hidden_states if call.shared_experts_input is None else call.shared_experts_input
+                )
                 self.shared_experts.apply(shared_input)
             yield
             _wait(finalizing)
@@ -392,18 +409,22 @@ class FusedMoEKernel:
             fused_experts, FusedMoEExpertsMonolithic
         ):
             if inplace:
-                raise ValueError("FusedMoEKernel: monolithic experts make their own output. Leave inplace False.")
+                raise ValueError(
+                    "FusedMoEKernel: monolithic experts make their own output. Leave inplace False."
+                )
             self.impl = FusedMoEKernelMonolithicImpl(prepare_finalize, fused_experts)
         else:
             raise ValueError(
-                f"FusedMoEKernel: {type(prepare_finalize).__name__} and {type(fused_experts).__name__} do not go "
-                "together. Give it two modular ones (topk ids and weights) or two monolithic ones (router logits)."
+                f"FusedMoEKernel: {type(prepare_finalize).__name__} and {type(fused_experts).__name__} do "
+                "not go together. Give it two modular ones (topk ids and weights) or two monolithic ones "
+                "(router logits)."
             )
         found, expected = prepare_finalize.activation_format, fused_experts.activation_format()
         if found is not expected:
             raise ValueError(
                 f"FusedMoEKernel: {type(prepare_finalize).__name__} gives the {found.name} format, but "
-                f"{type(fused_experts).__name__} takes {expected.name}. Choose experts of the backend's format."
+                f"{type(fused_experts).__name__} takes {expected.name}. Choose experts of the backend's "
+                "format."
             )
         prepare_finalize.post_init_setup(fused_experts)
 
@@ -419,7 +440,8 @@ class FusedMoEKernel:
 
     @property
     def is_monolithic(self) -> bool:
-        """Whether the kernel is given router logits (``apply_monolithic``) rather than topk ids (``apply``)."""
+        """Whether the kernel is given router logits (``apply_monolithic``) rather than topk ids "
+        "(``apply``)."""
         return isinstance(self.impl, FusedMoEKernelMonolithicImpl)
 
     @property
@@ -438,7 +460,8 @@ class FusedMoEKernel:
     def _modular(self) -> FusedMoEKernelModularImpl:
         if not isinstance(self.impl, FusedMoEKernelModularImpl):
             raise TypeError(
-                f"FusedMoEKernel: {type(self.fused_experts).__name__} routes for itself. Call apply_monolithic."
+                f"FusedMoEKernel: {type(self.fused_experts).__name__} routes for itself. Call "
+                "apply_monolithic."
             )
         return self.impl
 
@@ -457,8 +480,9 @@ class FusedMoEKernel:
     ) -> torch.Tensor:
         """Run the layer on ``hidden_states`` ``[tokens, hidden]``; gives a tensor of that shape and dtype.
 
-        ``global_num_experts`` of -1 means that every expert is local. The other arguments are those of ``prepare``
-        and of the experts' ``apply``; ``shared_experts_input`` goes to the shared expert, ``hidden_states`` if None.
+        ``global_num_experts`` of -1 means that every expert is local. The other arguments are those of
+        ``prepare`` and of the experts' ``apply``; ``shared_experts_input`` goes to the shared expert,
+        ``hidden_states`` if None.
         """
         (output,) = self.apply_ubatches(
             w1,
@@ -483,8 +507,8 @@ class FusedMoEKernel:
     ) -> list[torch.Tensor]:
         """Run several micro-batches, each computing while another's tokens are on their way.
 
-        A micro-batch is ``(hidden_states, topk_weights, topk_ids, shared_experts_input)``. Every rank has to give
-        the same number of them. With one there is nothing to overlap, and this is :meth:`apply`.
+        A micro-batch is ``(hidden_states, topk_weights, topk_ids, shared_experts_input)``. Every rank has to
+        give the same number of them. With one there is nothing to overlap, and this is :meth:`apply`.
         """
         impl = self._modular()
         if global_num_experts == -1:

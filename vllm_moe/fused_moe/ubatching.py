@@ -1,8 +1,8 @@
 """Which micro-batch is running, for backends that keep several exchanges in flight.
 
-vLLM runs each micro-batch in its own thread (``vllm/v1/worker/ubatching.py``). Here a micro-batch is a context: the
-driver enters it around each step it takes for that micro-batch, and a backend keys its handles by
-:func:`dbo_current_ubatch_id`.
+vLLM runs each micro-batch in its own thread (``vllm/v1/worker/ubatching.py``). Here a micro-batch is a
+context: the driver enters it around each step it takes for that micro-batch, and a backend keys its handles
+by :func:`dbo_current_ubatch_id`.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,201 @@
+"""Weighting and adding up the rows of one token."""
+
+import torch
+
+from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route, route_torch
+
+__all__ = [
+    "batched_finalize",
+    "batched_finalize_torch",
+    "combine_rows",
+    "combine_rows_torch",
+    "weight_and_reduce",
+    "weight_and_reduce_torch",
+]
+
+
+def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether some byte may belong to both tensors: their storages are one and their extents in it "
+    "overlap."""
+    if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    spans = []
+    for tensor in (a, b):
+        first = tensor.storage_offset() * tensor.element_size()
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        spans.append((first, first + (last + 1) * tensor.element_size()))
+    return spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]
+
+
+def combine_rows_torch(
+    output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
+) -> None:
+    """``output[t] = sum over k of topk_weights[t, k] * rows[slots[t, k]]``, slots of -1 left out; in float32.
+
+    - ``output``: ``[tokens, hidden]``, any strides; every element is written. It may overlap ``rows``.
+    - ``rows``: ``[n, hidden]``; only those that a slot names are read.
+    - ``slots``: integer ``[tokens, topk]``.
+    - ``topk_weights``: ``[tokens, topk]``, or None for weights of one.
+    """
+    tokens, topk = slots.shape
+    total = torch.zeros(tokens, rows.size(1), dtype=torch.float32, device=rows.device)
+    for k in range(topk):
+        (token,) = torch.where(slots[:, k] >= 0)
+        part = rows.index_select(0, slots[token, k].long()).float()
+        if topk_weights is not None:
+            part *= topk_weights[token, k, None].float()
+        total.index_add_(0, token, part)
+    output.copy_(total)
+
+
+def combine_rows(
+    output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
+) -> None:
+    """:func:`combine_rows_torch` in one launch on CUDA, torch elsewhere."""
+    if rows.is_cuda:
+        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
+
+        _triton_rows.combine_rows(output, rows, slots, topk_weights)
+    else:
+        combine_rows_torch(output, rows, slots, topk_weights)
+
+
+def _check_output(name: str, output: torch.Tensor, tokens: int, hidden: int) -> None:
+    if tuple(output.shape) != (tokens, hidden):
+        raise ValueError(
+            f"{name}: output is {tuple(output.shape)}, expected {(tokens, hidden)}: a row for each row of "
+            "topk_ids, as wide as the experts' output."
+        )
+
+
+def _check_weights(name: str, topk_weights: torch.Tensor | None, topk_ids: torch.Tensor) -> None:
+    if topk_weights is not None and topk_weights.shape != topk_ids.shape:
+        raise ValueError(
+            f"{name}: topk_weights is {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)}, "
+            "expected equal shapes [tokens, topk]."
+        )
+
+
+def _as_rows(fused_expert_output: torch.Tensor) -> torch.Tensor:
+    """``[..., hidden]`` as ``[rows, hidden]``: a view where strides allow it, else a copy."""
+    return fused_expert_output.reshape(-1, fused_expert_output.size(-1))
+
+
+def _check_batched(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+    placement: ExpertPlacement,
+) -> None:
+    tokens = topk_ids.size(0)
+    experts = placement.num_local_experts
+    if fused_expert_output.dim() != 3 or fused_expert_output.size(0) != experts:
+        raise ValueError(
+            f"batched_finalize: fused_expert_output is {tuple(fused_expert_output.shape)}, expected "
+            f"[{experts}, rows, "
+            "hidden]: one slice for each local expert."
+        )
+    if tokens > fused_expert_output.size(1):
+        raise ValueError(
+            f"batched_finalize: {tokens} tokens, but fused_expert_output has "
+            f"{fused_expert_output.size(1)} rows for "
+            "each expert, so it does not come from a prepare of these tokens. Pass the topk_ids that "
+            "prepare had."
+        )
+    _check_output("batched_finalize", output, tokens, fused_expert_output.size(2))
+    _check_weights("batched_finalize", topk_weights, topk_ids)
+
+
+def batched_finalize_torch(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+    placement: ExpertPlacement,
+) -> None:
+    """Gather each token's rows from the batched layout, weight them and add them up, in float32, into ``output``.
+
+    - ``output``: ``[tokens, hidden]``, any strides; every element is written (zero where no slot is local).
+      It may overlap ``fused_expert_output``.
+    - ``fused_expert_output``: ``[num_local_experts, rows, hidden]``; padding rows are not read.
+    - ``topk_weights``: ``[tokens, topk]``, or None for weights of one. ``topk_ids``: those that ``prepare``
+      had.
+
+    Raises ValueError when the shapes do not fit together.
+    """
+    _check_batched(output, fused_expert_output, topk_weights, topk_ids, placement)
+    slots, _ = route_torch(topk_ids, placement, fused_expert_output.size(1))
+    combine_rows_torch(output, _as_rows(fused_expert_output), slots, topk_weights)
+
+
+def batched_finalize(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+    placement: ExpertPlacement,
+) -> None:
+    """:func:`batched_finalize_torch` in one launch (two above 512 tokens) on CUDA, torch elsewhere."""
+    if fused_expert_output.is_cuda:
+        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
+
+        _check_batched(output, fused_expert_output, topk_weights, topk_ids, placement)
+        _triton_rows.batched_finalize(output, fused_expert_output, topk_weights, topk_ids, placement)
+    else:
+        batched_finalize_torch(output, fused_expert_output, topk_weights, topk_ids, placement)
+
+
+def _check_contiguous(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+) -> None:
+    tokens, topk = topk_ids.shape
+    hidden = fused_expert_output.size(-1)
+    if tuple(fused_expert_output.shape) not in {(tokens, topk, hidden), (tokens * topk, hidden)}:
+        raise ValueError(
+            f"weight_and_reduce: fused_expert_output is {tuple(fused_expert_output.shape)}, expected "
+            f"{tokens, topk} or [{tokens * topk}] rows of the hidden size: one for each slot of topk_ids."
+        )
+    _check_output("weight_and_reduce", output, tokens, hidden)
+    _check_weights("weight_and_reduce", topk_weights, topk_ids)
+
+
+def weight_and_reduce_torch(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+) -> None:
+    """Weight and add up the ``topk`` rows of each token, in float32, into ``output``.
+
+    - ``output``: ``[tokens, hidden]``, any strides; every element is written. It may overlap the experts'
+      output.
+    - ``fused_expert_output``: ``[tokens, topk, hidden]`` or ``[tokens * topk, hidden]``.
+    - ``topk_weights``: ``[tokens, topk]``, or None for weights of one.
+    - ``topk_ids``: ``[tokens, topk]``; rows whose id is negative are not read.
+
+    Raises ValueError when the shapes do not fit together.
+    """
+    _check_contiguous(output, fused_expert_output, topk_weights, topk_ids)
+    every = torch.arange(topk_ids.numel(), device=topk_ids.device).view(topk_ids.shape)
+    slots = torch.where(topk_ids.to(torch.int64) < 0, -1, every)
+    combine_rows_torch(output, _as_rows(fused_expert_output), slots, topk_weights)
+
+
+def weight_and_reduce(
+    output: torch.Tensor,
+    fused_expert_output: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+) -> None:
+    """:func:`weight_and_reduce_torch` in one launch on CUDA, torch elsewhere."""
+    if fused_expert_output.is_cuda:
+        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
+
+        _check_contiguous(output, fused_expert_output, topk_weights, topk_ids)
+        _triton_rows.weight_and_reduce(output, fused_expert_output, topk_weights, topk_ids)
+    else:
+        weight_and_reduce_torch(output, fused_expert_output, topk_weights, topk_ids)
