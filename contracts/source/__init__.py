@@ -1,0 +1,21 @@
+"""The index of classes that the contract types read: what is a subclass of what, and where it is defined.
+
+It sees the tree on disk as Python would at run time, and never imports or runs any of it.
+"""
+
+from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
+from contracts.source._cache import Cache
+from contracts.source._errors import RootNotFoundError, SourceError, UnknownNameError
+from contracts.source._index import Index
+
+__all__ = [
+    "Answer",
+    "Cache",
+    "ClassDefinition",
+    "Index",
+    "Problem",
+    "RootNotFoundError",
+    "SourceError",
+    "UndecidedClass",
+    "UnknownNameError",
+]

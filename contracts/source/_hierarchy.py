@@ -1,0 +1,111 @@
+"""Classes above classes: chains of bases, the method resolution order, abstractness."""
+
+from __future__ import annotations
+
+from contracts.source._resolve import ClassValue, FunctionValue, Resolver, Unknown
+
+
+class Hierarchy:
+    """What a resolver knows, seen as a hierarchy of classes."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    def chain(
+        self,
+        value: ClassValue,
+        targets: frozenset[ClassValue],
+        seen: dict[ClassValue, tuple[ClassValue, ...] | None],
+    ) -> tuple[ClassValue, ...] | None:
+        """The bases from the nearest of ``value``'s up to one of ``targets``; None if it is no subclass.
+
+        ``seen`` keeps what was found for these targets before.
+        """
+        if value in seen:
+            return seen[value]
+        seen[value] = None
+        for options in self._resolver.bases(value):
+            for base in sorted(option for option in options if isinstance(option, ClassValue)):
+                if base in targets:
+                    seen[value] = (base,)
+                    return (base,)
+                above = self.chain(base, targets, seen)
+                if above is not None:
+                    seen[value] = (base, *above)
+                    return (base, *above)
+        return None
+
+    def unknowns(self, value: ClassValue) -> set[Unknown]:
+        """What is not known about the bases of a class, at any depth."""
+        found: set[Unknown] = set()
+        stack, seen = [value], {value}
+        while stack:
+            for options in self._resolver.bases(stack.pop()):
+                for option in options:
+                    if isinstance(option, Unknown):
+                        found.add(option)
+                    elif isinstance(option, FunctionValue):
+                        found.add(Unknown("a function", frozenset({option.module})))
+                    elif isinstance(option, ClassValue) and option not in seen:
+                        seen.add(option)
+                        stack.append(option)
+        return found
+
+    def is_abstract(self, value: ClassValue) -> bool:
+        """Whether an abstract method is left without implementation, or the class is a Protocol."""
+        if any(
+            getattr(option, "name", "") in {"typing.Protocol", "typing_extensions.Protocol"}
+            for options in self._resolver.bases(value)
+            for option in options
+        ):
+            return True
+        order = self._linearize(value, set())
+        settled: set[str] = set()
+        for ancestor in order:
+            if ancestor is None:
+                # A class from elsewhere may implement anything that is abstract further on.
+                return False
+            record = self._resolver.record(ancestor)
+            if any(name not in settled for name in record.abstract):
+                return True
+            settled |= record.attributes.keys()
+        return False
+
+    def _linearize(self, value: ClassValue, seen: set[ClassValue]) -> list[ClassValue | None]:
+        """The method resolution order (C3); None stands for a class that is not known."""
+        seen = seen | {value}
+        sequences: list[list[ClassValue | None]] = []
+        direct: list[ClassValue | None] = []
+        for options in self._resolver.bases(value):
+            classes = sorted(o for o in options if isinstance(o, ClassValue) and o not in seen)
+            if classes:
+                sequences.append(self._linearize(classes[0], seen))
+                direct.append(classes[0])
+            elif any(getattr(o, "name", "") not in _HARMLESS_BASES for o in options):
+                sequences.append([None])
+                direct.append(None)
+        return [value, *_merge_orders([*sequences, direct])]
+
+
+_HARMLESS_BASES = frozenset(
+    {"abc.ABC", "builtins.object", "typing.Generic", "typing.Protocol", "typing_extensions.Protocol"}
+)
+
+
+def _merge_orders(sequences: list[list[ClassValue | None]]) -> list[ClassValue | None]:
+    result: list[ClassValue | None] = []
+    remaining = [list(sequence) for sequence in sequences if sequence]
+    while remaining:
+        for sequence in remaining:
+            head = sequence[0]
+            if head is None or not any(head in other[1:] for other in remaining):
+                break
+        else:
+            head = remaining[0][0]  # an inconsistent hierarchy, which Python refuses; any order will do
+        result.append(head)
+        if head is None:
+            remaining = [s[1:] if s is sequence else s for s in remaining]
+        else:
+            remaining = [[item for item in s if item != head] for s in remaining]
+        remaining = [sequence for sequence in remaining if sequence]
+    return result

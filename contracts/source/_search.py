@@ -1,0 +1,298 @@
+"""The search for subclasses: from each carrier of a name to the modules that import it.
+
+A *carrier* is a module in which some name may stand for one of the classes found so far. A module can name
+such a class only if it imports a carrier, or a package above one, or if it imports by a computed name; so
+from each carrier only those modules are searched, for that one name, and only those in which a class header
+or a renaming holds it are parsed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from grimp import ImportGraph
+
+from contracts.source import _candidates as text
+from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
+from contracts.source._errors import SourceError
+from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Unknown, Value
+from contracts.source._summary import Ref, Summary
+from contracts.source._tree import SourceFile, relative_path
+
+if TYPE_CHECKING:
+    from contracts.source._index import Index
+
+_COMPUTED_IMPORTS = (b"import_module", b"__import__", b"sys.modules")
+# Refs that stand for something only running could tell, or that hold it.
+_DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e"})
+
+
+class Search:
+    """One question: the subclasses of some classes.
+
+    Args:
+        index: whose tree is searched.
+        bases: the classes.
+        graph: the import graph of the tree.
+    """
+
+    def __init__(self, index: Index, bases: Iterable[ClassValue], graph: ImportGraph) -> None:
+        self._index = index
+        self._files = index.tree.files
+        self._graph = graph
+        self._in_graph = graph.modules
+        self._targets = frozenset(bases)
+        self._chains: dict[ClassValue, tuple[ClassValue, ...] | None] = {}
+        self._found: dict[tuple[str, str], ClassDefinition] = {}
+        self._unresolved: dict[ClassValue, set[Unknown]] = {}
+        self._carried: set[tuple[str, bytes]] = set()
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._problems: set[Problem] = set()
+        self._dynamic_done: set[str] = set()
+        self._importers: dict[str, set[str]] = {}
+        self._roaming = {module for module, file in self._files.items() if self._roams(file)}
+
+    def run(self) -> Answer:
+        """Search to the fixed point."""
+        for target in self._targets:
+            self._carry(target.module, _own_name(target))
+        self._drain()
+        for module, file in self._files.items():
+            if module in self._in_graph and b"class" in self._source(file):
+                if text.has_dynamic_bases(self._source(file)):
+                    self._evaluate_dynamic(module)
+        self._drain()
+        self._look_at_left_out_files()
+        for error in self._index.errors.values():
+            self._problem(error)
+        return Answer(
+            tuple(sorted(self._found.values())),
+            tuple(sorted(self._undecided())),
+            tuple(sorted(self._problems)),
+        )
+
+    # Where to look
+
+    def _drain(self) -> None:
+        while self._queue:
+            module, name = self._queue.popleft()
+            source = self._source(self._files[module])
+            renames = text.may_rename(source, name)
+            if renames or text.subclasses_by_name(source, name):
+                self._evaluate(module, name, renames=renames)
+            for alias in text.import_aliases(source, name):
+                self._carry(module, alias)
+            for importer in self._can_see(module):
+                other = self._source(self._files[importer])
+                if text.has_word(other, name) or text.has_star_import(other):
+                    self._carry(importer, name)
+
+    def _carry(self, module: str, name: bytes) -> None:
+        if (module, name) not in self._carried:
+            self._carried.add((module, name))
+            self._queue.append((module, name))
+
+    def _can_see(self, module: str) -> set[str]:
+        """The modules that can name what ``module`` holds."""
+        if module not in self._importers:
+            seen = set(self._roaming)
+            parts = module.split(".")
+            for length in range(len(parts), 0, -1):
+                above = ".".join(parts[:length])
+                if above in self._in_graph:
+                    seen |= self._graph.find_modules_that_directly_import(above)
+                file = self._files.get(above)
+                if file is not None and b"__getattr__" in self._source(file):
+                    seen.add(above)
+            self._importers[module] = {name for name in seen if name in self._files}
+        return self._importers[module]
+
+    def _roams(self, file: SourceFile) -> bool:
+        """Whether a module may reach others that the import graph does not connect it to."""
+        source = self._source(file)
+        if any(word in source for word in _COMPUTED_IMPORTS):
+            return True
+        # `import a.b` binds a, and through it all that anyone imported under it.
+        return any(
+            b"import " + root.partition(".")[0].encode() + b"." in source for root in self._index.tree.roots
+        )
+
+    def _source(self, file: SourceFile) -> bytes:
+        try:
+            return file.searchable
+        except SourceError as error:
+            self._problem(error)
+            return b""
+
+    def _problem(self, error: SourceError) -> None:
+        self._problems.add(Problem(relative_path(error.path), error.line, error.reason))
+
+    # What is there
+
+    def _evaluate(self, module: str, name: bytes, *, renames: bool) -> None:
+        resolver = self._index.resolver
+        summary = self._index.summary(module, deep=renames)
+        token = name.decode("utf-8", "replace")
+        for key, record in summary.classes.items():
+            if _mentions(record.bases, token):
+                self._judge(ClassValue(module, key))
+        self._evaluate_dynamic(module)
+        if not renames:
+            return
+        for exported, ref in summary.exports.items():
+            if exported != token and _mentions(ref, token) and ref[0] not in {"d", "c"}:
+                values = resolver.values(ref, module)
+                if self._holds(values, 0):
+                    self._carry(module, exported.encode())
+        self._evaluate_calls(module, summary, token)
+
+    def _evaluate_calls(self, module: str, summary: Summary, token: str) -> None:
+        """Classes that come to be in a function that is handed one of ours."""
+        resolver = self._index.resolver
+        for call in summary.calls:
+            _, function, arguments, keywords = call
+            if not _mentions([arguments, list(keywords.values())], token):
+                continue
+            handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module)]
+            if not self._holds(frozenset(handed), 0):
+                continue
+            for callee in resolver.values(function, module):
+                if isinstance(callee, FunctionValue):
+                    frame = resolver.bind(callee, arguments, keywords, module, ())
+                    self._judge_locals(callee, frame)
+
+    def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
+        summary = self._index.summary(function.module, deep=True)
+        prefix = f"{summary.functions[function.key].qualname}.<locals>."
+        for key, record in summary.classes.items():
+            if record.qualname.startswith(prefix):
+                self._judge(ClassValue(function.module, key, frame))
+
+    def _evaluate_dynamic(self, module: str) -> None:
+        if module in self._dynamic_done:
+            return
+        self._dynamic_done.add(module)
+        for key, record in self._index.summary(module).classes.items():
+            if _is_dynamic(record.bases):
+                self._judge(ClassValue(module, key))
+
+    def _judge(self, value: ClassValue) -> None:
+        if value in self._targets:
+            return
+        chain = self._chain(value)
+        if chain is not None:
+            for item in (value, *chain):
+                self._add(item)
+        elif unknowns := self._index.hierarchy.unknowns(value):
+            self._unresolved[value] = unknowns
+
+    def _chain(self, value: ClassValue) -> tuple[ClassValue, ...] | None:
+        return self._index.hierarchy.chain(value, self._targets, self._chains)
+
+    def _add(self, value: ClassValue) -> None:
+        place = (value.module, value.key)
+        if value in self._targets or place in self._found:
+            return
+        self._found[place] = self._index.define(value, self._chain(value) or ())
+        self._carry(value.module, _own_name(value))
+
+    def _holds(self, values: Iterable[Value], depth: int) -> bool:
+        """Whether one of our classes is among the values, or in a display among them."""
+        held = False
+        for value in values:
+            if isinstance(value, ClassValue):
+                if value in self._targets:
+                    held = True
+                elif self._chain(value) is not None:
+                    self._add(value)
+                    held = True
+            elif isinstance(value, Display) and depth < 5:
+                items = self._index.resolver.display_items(value)
+                held |= any([self._holds(item, depth + 1) for item in items])
+        return held
+
+    # What remains open
+
+    def _undecided(self) -> Iterable[UndecidedClass]:
+        found = {(value.module, value.key) for value in self._unresolved if self._chain(value) is not None}
+        carriers = {module for module, _ in self._carried}
+        downstream: set[str] | None = None
+        for value, unknowns in self._unresolved.items():
+            if (value.module, value.key) in found or (value.module, value.key) in self._found:
+                continue
+            for unknown in sorted(unknowns, key=lambda u: u.reason):
+                if unknown.anywhere and downstream is None:
+                    downstream = {
+                        module
+                        for target in self._targets
+                        for module in self._graph.find_downstream_modules(target.module)
+                    }
+                if self._matters(value, unknown, carriers, downstream or set()):
+                    plain = self._index.define(value)
+                    yield UndecidedClass(
+                        plain.path, plain.line, plain.column, plain.module, plain.name, unknown.reason
+                    )
+                    break
+
+    def _matters(
+        self, value: ClassValue, unknown: Unknown, carriers: set[str], downstream: set[str]
+    ) -> bool:
+        """Whether one of our classes can reach what is unknown about a base."""
+        if value.module in carriers or unknown.modules & carriers:
+            return True
+        if unknown.anywhere and value.module in downstream | self._roaming:
+            return True
+        names = {function.partition(":")[2].partition(".")[0].encode() for function in unknown.functions}
+        return any(text.has_word(self._source(self._files[c]), name) for name in names for c in carriers)
+
+    def _look_at_left_out_files(self) -> None:
+        names = {name for _, name in self._carried}
+        for file in self._index.left_out(self._graph):
+            source = self._source(file)
+            held = [name for name in names if text.has_word(source, name)]
+            if not any(text.subclasses_by_name(source, n) or text.may_rename(source, n) for n in held):
+                continue
+            try:
+                summary = self._index.summarize_file(file)
+            except SourceError as error:
+                self._problem(error)
+                continue
+            for key, record in summary.classes.items():
+                if any(_mentions(record.bases, name.decode()) for name in held) or _is_dynamic(record.bases):
+                    value = ClassValue(file.module, key)
+                    if self._files.get(file.module) is not file or self._chain(value) is not None:
+                        reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
+                        self._problems.add(Problem(relative_path(file.path), record.line, reason))
+
+
+def why_left_out(file: SourceFile, modules: Iterable[str]) -> str:
+    """Why the import graph does not hold a file, and what to do."""
+    stem = file.path.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+    if not stem.isidentifier():
+        return "the import graph leaves it out: its name is no Python identifier. Rename it"
+    if file.module in modules:
+        return "Python never imports it: a package of the same name lies beside it. Remove one of them"
+    folder = relative_path(file.path).replace("\\", "/").rpartition("/")[0]
+    return f"the import graph leaves it out: a folder above it has no __init__.py. Add {folder}/__init__.py"
+
+
+def _own_name(value: ClassValue) -> bytes:
+    return value.key.partition("@")[0].rpartition(".")[2].encode()
+
+
+def _mentions(ref: object, name: str) -> bool:
+    if isinstance(ref, list):
+        if len(ref) == 2 and ref[0] == "c":
+            return str(ref[1]).partition("@")[0].rpartition(".")[2] == name
+        return any(_mentions(item, name) for item in ref)
+    return ref == name
+
+
+def _is_dynamic(ref: Ref | list[Ref]) -> bool:
+    if isinstance(ref, list):
+        return bool(ref) and (ref[0] in _DYNAMIC_REFS if isinstance(ref[0], str) else False) or any(
+            _is_dynamic(item) for item in ref
+        )
+    return False
