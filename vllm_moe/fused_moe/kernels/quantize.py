@@ -91,9 +91,9 @@ def quantize_with_scale(values: torch.Tensor, scale: torch.Tensor, dtype: torch.
 
 def _in_blocks(values: torch.Tensor, group: int) -> torch.Tensor:
     """``[rows, hidden]`` as ``[rows, blocks, group]``, the last block filled up with zeros."""
-    missing = -values.size(-1) % group
-    padded = torch.nn.functional.pad(values, (0, missing)) if missing else values
-    return padded.unflatten(-1, (-1, group))
+    blocks = -(-values.size(-1) // group)
+    padded = torch.nn.functional.pad(values, (0, blocks * group - values.size(-1)))
+    return padded.view(*values.shape[:-1], blocks, group)
 
 
 def quantize_rows_torch(
