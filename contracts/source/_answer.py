@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from contracts.source._errors import SourceError
+from contracts.source._tree import relative_path
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ClassDefinition:
@@ -52,6 +55,11 @@ class Problem:
     path: str
     line: int
     reason: str
+
+    @classmethod
+    def of(cls, error: SourceError) -> Problem:
+        """A source error as it is reported."""
+        return cls(relative_path(error.path), error.line, error.reason)
 
 
 @dataclass(frozen=True, slots=True)

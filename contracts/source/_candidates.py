@@ -6,7 +6,8 @@ Parsing is what costs: a byte search over a whole tree takes about as long as pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
 _CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+(\w+|[^\s(:\[]+)", re.M)
@@ -15,6 +16,14 @@ _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*
 # Starred bases and bases made by a call. The literal start keeps the search at memory speed.
 _DYNAMIC = re.compile(rb"class[ \t\f\\]+\w+[^(\n]*\([^)]*[*(]")
 _IMPORT = re.compile(rb"^[ \t\f]*(?:from[ \t][^\n]*?\bimport\b[ \t\\]*(?:\([^)]*\)|[^\n]*)|import[ \t][^\n]*)", re.M)
+# A class that may come to be inside a function.
+_CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.M)
+_NO_CALL = re.compile(rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$")
+_CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"'](\w+)[\"']")
+_DOTTED = re.compile(rb"[\w.]+")
+_NAME_BEFORE = re.compile(rb"[\w.]+$")
+_CALLABLE_END = _WORD | {ord(")"), ord("]")}
+_AS = re.compile(rb"[ \t\\]+as[ \t\\]+(\w+)")
 _STAR_IMPORT = re.compile(rb"import[ \t\\]*\*")
 _ANNOTATION = re.compile(rb"(?:^[ \t]*|[(,*][ \t]*)(?:self\.)?\w+[ \t]*:[ \t]*[\"']?(?:[\w.]+\.)?$")
 _BINDS_NOTHING = re.compile(
@@ -26,13 +35,112 @@ _BINDS_NOTHING = re.compile(
 )
 
 
-def has_word(source: bytes, word: bytes) -> bool:
-    """Whether ``word`` occurs as a whole name."""
-    return next(occurrences(source, word), None) is not None
+class Text:
+    """A file's searchable bytes, and what has been found in them."""
+
+    def __init__(self, source: bytes) -> None:
+        self.source = source
+
+    @cached_property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Each class statement's name and the text of its header (or more)."""
+        found = []
+        for match in _CLASS.finditer(self.source):
+            line = self.source.rfind(b"\n", 0, match.end()) + 1
+            end = _HEADER_END.search(self.source, line)
+            found.append((match[1], self.source[match.start() : end.end() if end else len(self.source)]))
+        return found
+
+    @cached_property
+    def imports(self) -> list[tuple[int, int]]:
+        """Where import statements begin and end."""
+        return [match.span() for match in _IMPORT.finditer(self.source)]
+
+    @cached_property
+    def creates_locally(self) -> bool:
+        """Whether a class may come to be inside a function."""
+        return _CREATES_LOCALLY.search(self.source) is not None
+
+    def has_word(self, word: bytes) -> bool:
+        """Whether ``word`` occurs as a whole name."""
+        return next(_occurrences(self.source, word), None) is not None
+
+    def has_dynamic_bases(self) -> bool:
+        """Whether a class statement has a starred base or one made by a call (keyword values count too)."""
+        for match in _DYNAMIC.finditer(self.source):
+            line = self.source.rfind(b"\n", 0, match.start()) + 1
+            if not self.source[line : match.start()].strip(b" \t\f\\"):
+                return True
+        return False
+
+    def has_star_import(self) -> bool:
+        """Whether the module imports everything of some other."""
+        return b"*" in self.source and _STAR_IMPORT.search(self.source) is not None
+
+    def names_in_header(self, word: bytes) -> bool:
+        """Whether a class header names ``word``."""
+        return any(word in header and next(_occurrences(header, word), None) is not None for _, header in self.headers)
+
+    def import_aliases(self, word: bytes) -> set[bytes]:
+        """The names that ``import ... word as name`` gives it."""
+        aliases = set()
+        for start in _occurrences(self.source, word):
+            match = _AS.match(self.source, start + len(word))
+            if match and self.source[start - 1 : start] != b".":
+                aliases.add(match[1])
+        return aliases
+
+    def defines(self, pattern: re.Pattern[bytes]) -> bool:
+        """Whether a class statement's name, or a string that may name a created class, matches."""
+        if any(pattern.fullmatch(name) for name, _ in self.headers):
+            return True
+        return any(pattern.fullmatch(match[1]) for match in _CREATED.finditer(self.source))
+
+    def imported_from(self, name: bytes) -> set[str]:
+        """The modules, as written, of the import statements that hold ``name``."""
+        sources = set()
+        for low, high in self.imports:
+            statement = self.source[low:high]
+            if next(_occurrences(statement, name), None) is not None:
+                words = statement.split(None, 2)
+                if words[0] == b"from":
+                    sources.add(words[1].decode("utf-8", "replace"))
+                else:
+                    sources.update(m.decode("utf-8", "replace") for m in _DOTTED.findall(statement[6:]))
+        return sources
+
+    def uses(self, word: bytes) -> tuple[bool, set[bytes]]:
+        """What the module does with ``word``, at the most, apart from naming it in class headers.
+
+        Returns:
+            Whether it gives it another name or keeps it in a container; and the functions, as written,
+            to which it is handed (``b"?"`` where a short look does not tell). Imports, annotations,
+            ``isinstance`` tests, comments, calls of the class itself and its attributes do not count, nor
+            do names local to a function in which no class can come to be.
+        """
+        source = self.source
+        binds = False
+        callees: set[bytes] = set()
+        for start in _occurrences(source, word):
+            end = start + len(word)
+            line = source.rfind(b"\n", 0, start) + 1
+            before = source[line:start]
+            following = source[end : end + 80].lstrip(b" \t")
+            if following[:1] in {b"(", b"."} or _BINDS_NOTHING.search(before):
+                continue
+            if _ANNOTATION.search(before) and _is_annotation(source, start, following):
+                continue
+            if any(low <= start < high for low, high in self.imports):
+                continue
+            callee = _callee(source, start)
+            if callee is not None:
+                callees.add(callee)
+            if not binds and (self.creates_locally or not _in_function(source, line)):
+                binds = True
+        return binds, callees
 
 
-def occurrences(source: bytes, word: bytes) -> Iterator[int]:
-    """Where ``word`` occurs as a whole name."""
+def _occurrences(source: bytes, word: bytes) -> Iterator[int]:
     start = source.find(word)
     while start >= 0:
         end = start + len(word)
@@ -41,60 +149,46 @@ def occurrences(source: bytes, word: bytes) -> Iterator[int]:
         start = source.find(word, end)
 
 
-def class_headers(source: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each class statement's name and the text of its header (or more)."""
-    for match in _CLASS.finditer(source):
-        line = source.rfind(b"\n", 0, match.end()) + 1
-        end = _HEADER_END.search(source, line)
-        yield match[1], source[match.start() : end.end() if end else len(source)]
+def _callee(source: bytes, start: int) -> bytes | None:
+    """The function in whose call's brackets ``start`` lies; None if in none."""
+    depth = 0
+    for place in range(start - 1, max(start - 600, -1), -1):
+        byte = source[place]
+        if byte in b")]}":
+            depth += 1
+        elif byte in b"([{":
+            if depth == 0:
+                head = source[max(place - 80, 0) : place].rstrip(b" \t")
+                name = _NAME_BEFORE.search(head)
+                if byte != ord("(") or not head or head[-1] not in _CALLABLE_END or _NO_CALL.search(head):
+                    return _callee(source, place)  # a display may itself be an argument
+                return name[0] if name else b"?"
+            depth -= 1
+        elif byte == ord("\n") and depth == 0 and source[place + 1 : place + 2] not in b" \t":
+            return None
+    return b"?" if start > 600 else None
 
 
-def has_dynamic_bases(source: bytes) -> bool:
-    """Whether a class statement has a starred base or one made by a call (keyword values count too)."""
-    for match in _DYNAMIC.finditer(source):
-        line = source.rfind(b"\n", 0, match.start()) + 1
-        if not source[line : match.start()].strip(b" \t\f\\"):
-            return True
+def _in_function(source: bytes, line: int) -> bool:
+    """Whether the line that begins at ``line`` is indented under a ``def``."""
+    indent = _indent(source, line)
+    while line > 0 and indent > 0:
+        line = source.rfind(b"\n", 0, line - 1) + 1
+        if source[line : line + 1] == b"\n":
+            continue
+        here = _indent(source, line)
+        if here < indent and source[line + here : line + here + 1] not in {b"#", b")", b"]", b"}", b"\n"}:
+            indent = here
+            if source.startswith((b"def ", b"async def "), line + here):
+                return True
     return False
 
 
-def has_star_import(source: bytes) -> bool:
-    """Whether the module imports everything of some other."""
-    return b"*" in source and _STAR_IMPORT.search(source) is not None
-
-
-def subclasses_by_name(source: bytes, word: bytes) -> bool:
-    """Whether a class header, or a call that may create a class, names ``word``."""
-    return any(has_word(header, word) for _, header in class_headers(source))
-
-
-def import_aliases(source: bytes, word: bytes) -> set[bytes]:
-    """The names that ``import ... word as name`` gives it."""
-    pattern = re.compile(rb"(?<![\w.])" + re.escape(word) + rb"[ \t\\]+as[ \t\\]+(\w+)")
-    return {match[1] for match in pattern.finditer(source)}
-
-
-def may_rename(source: bytes, word: bytes) -> bool:
-    """Whether the module may give ``word`` another name, keep it in a container or hand it to a function.
-
-    Left out are the uses that bind nothing: imports, annotations, ``isinstance`` tests, comments, calls of
-    the class itself and attributes of it.
-    """
-    imports: list[tuple[int, int]] | None = None
-    for start in occurrences(source, word):
-        end = start + len(word)
-        line = source.rfind(b"\n", 0, start) + 1
-        before = source[line:start]
-        following = source[end : end + 80].lstrip(b" \t")
-        if following[:1] in {b"(", b"."} or _BINDS_NOTHING.search(before):
-            continue
-        if _ANNOTATION.search(before) and _is_annotation(source, start, following):
-            continue
-        if imports is None:
-            imports = [match.span() for match in _IMPORT.finditer(source)]
-        if not any(low <= start < high for low, high in imports):
-            return True
-    return False
+def _indent(source: bytes, line: int) -> int:
+    place = line
+    while source[place : place + 1] in {b" ", b"\t"}:
+        place += 1
+    return place - line
 
 
 def _is_annotation(source: bytes, start: int, following: bytes) -> bool:
@@ -105,19 +199,3 @@ def _is_annotation(source: bytes, start: int, following: bytes) -> bool:
     if following[:1] in {b"=", b"|"}:
         return True
     return following[:1] == b"\n" and following.lstrip()[:1] != b"}"
-
-
-def defines_name(source: bytes, pattern: re.Pattern[bytes]) -> bool:
-    """Whether a class statement's name, or a string that may name a created class, matches."""
-    if any(pattern.fullmatch(name) for name, _ in class_headers(source)):
-        return True
-    if b"type(" not in source and b"new_class(" not in source and b"make_dataclass(" not in source:
-        return False
-    created = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbu]*[\"'](\w+)[\"']")
-    return any(pattern.fullmatch(match[1]) for match in created.finditer(source))
-
-
-def lines_with(source: bytes, words: Iterable[bytes]) -> int:
-    """The first line, from 1, that holds one of the words."""
-    places = [place for word in words for place in [next(occurrences(source, word), -1)] if place >= 0]
-    return source.count(b"\n", 0, min(places)) + 1 if places else 1

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from grimp import ImportGraph
 
-from contracts.source import _candidates as text
 from contracts.source._answer import Answer, ClassDefinition, Problem
 from contracts.source._cache import Cache
 from contracts.source._errors import SourceError, UnknownNameError
@@ -17,6 +16,7 @@ from contracts.source._hierarchy import Hierarchy
 from contracts.source._resolve import ClassValue, ModuleValue, Resolver, Value
 from contracts.source._search import Search
 from contracts.source._summary import Summary, summarize
+from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile, Tree, is_importable, relative_path
 
 
@@ -41,6 +41,7 @@ class Index:
         packages = {module for module, file in files.items() if file.is_package}
         self.resolver = Resolver(self.summary, lambda module: self.summary(module, deep=True), files, packages)
         self.hierarchy = Hierarchy(self.resolver)
+        self.survey = Survey(self.tree)
 
     # Questions
 
@@ -172,19 +173,16 @@ class Index:
             file = self.tree.files.get(module)
             if file is None:
                 continue  # a namespace package
-            try:
-                if not text.defines_name(file.searchable, in_bytes):
-                    continue
-            except SourceError as error:
-                problems.append(Problem(relative_path(error.path), error.line, error.reason))
+            if not self.survey.text(module).defines(in_bytes):
+                if file.path in self.survey.errors:
+                    problems.append(Problem.of(self.survey.errors[file.path]))
                 continue
             summary = self.summary(module)
             for key, record in summary.classes.items():
                 if pattern.fullmatch(record.qualname.rpartition(".")[2]):
                     found.append(self.define(ClassValue(module, key)))
             if module in self.errors:
-                error = self.errors[module]
-                problems.append(Problem(relative_path(error.path), error.line, error.reason))
+                problems.append(Problem.of(self.errors[module]))
         return Answer(tuple(sorted(found)), (), tuple(sorted(problems)))
 
     def define(self, value: ClassValue, chain: Sequence[ClassValue] = ()) -> ClassDefinition:

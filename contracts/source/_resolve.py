@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from contracts.source._summary import ClassRecord, Ref, Summary
 
+_MAX_FRAME = 12  # bound parameters that a call carries; enough for factories of factories
 _MAX_DEPTH = 60  # of names that lead to names; only a runaway definition goes deeper
 
 
@@ -96,6 +97,7 @@ class Resolver:
             ".".join(parts[:n]) for module in self._modules if (parts := module.split(".")) for n in range(1, len(parts))
         }
         self._attributes: dict[tuple[str, str], _Values] = {}
+        self._known: dict[tuple[int, str, Frame], tuple[Ref, _Values]] = {}
         self._displays: dict[int, Ref] = {}
         self._depth = 0
 
@@ -186,13 +188,20 @@ class Resolver:
 
     def values(self, ref: Ref, module: str, frame: Frame = ()) -> _Values:
         """What a ref of ``module`` may stand for."""
+        key = (id(ref), module, frame)
+        known = self._known.get(key)
+        if known is not None:
+            return known[1]
+        if self._depth > _MAX_DEPTH:
+            return frozenset({Unknown("names that lead to names without end", frozenset({module}))})
         self._depth += 1
+        self._known[key] = (ref, _NOTHING)  # what only names itself is nothing
         try:
-            if self._depth > _MAX_DEPTH:
-                return frozenset({Unknown("names that lead to names without end", frozenset({module}))})
-            return self._values(ref, module, frame)
+            result = self._values(ref, module, frame)
         finally:
             self._depth -= 1
+        self._known[key] = (ref, result)  # with the ref, which must live as long as its id is a key
+        return result
 
     def _values(self, ref: Ref, module: str, frame: Frame) -> _Values:
         match ref:
@@ -361,7 +370,7 @@ class Resolver:
             (function.module, function.key, name, self.values(ref, module, frame)) for name, ref in named
         ]
         # Innermost first, so that a recursive call sees its own arguments.
-        return (*bound, *frame)
+        return (*bound, *frame)[:_MAX_FRAME]
 
     def _external_call(self, name: str, arguments: list[Ref], module: str, frame: Frame) -> _Values:
         values = [self.values(argument, module, frame) for argument in arguments if argument[0] != "e"]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from grimp import ImportGraph
 
-from contracts.source import _candidates as text
 from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
 from contracts.source._errors import SourceError
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Unknown, Value
@@ -24,7 +23,6 @@ from contracts.source._tree import SourceFile, relative_path
 if TYPE_CHECKING:
     from contracts.source._index import Index
 
-_COMPUTED_IMPORTS = (b"import_module", b"__import__", b"sys.modules")
 # Refs that stand for something only running could tell, or that hold it.
 _DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e"})
 
@@ -41,6 +39,7 @@ class Search:
     def __init__(self, index: Index, bases: Iterable[ClassValue], graph: ImportGraph) -> None:
         self._index = index
         self._files = index.tree.files
+        self._survey = index.survey
         self._graph = graph
         self._in_graph = graph.modules
         self._targets = frozenset(bases)
@@ -52,20 +51,19 @@ class Search:
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
         self._importers: dict[str, set[str]] = {}
-        self._roaming = {module for module, file in self._files.items() if self._roams(file)}
+        self._roamed: set[bytes] = set()
 
     def run(self) -> Answer:
         """Search to the fixed point."""
         for target in self._targets:
             self._carry(target.module, _own_name(target))
         self._drain()
-        for module, file in self._files.items():
-            if module in self._in_graph and b"class" in self._source(file):
-                if text.has_dynamic_bases(self._source(file)):
-                    self._evaluate_dynamic(module)
+        for module in self._survey.with_dynamic_bases:
+            if module in self._in_graph:
+                self._evaluate_dynamic(module)
         self._drain()
         self._look_at_left_out_files()
-        for error in self._index.errors.values():
+        for error in [*self._index.errors.values(), *self._survey.errors.values()]:
             self._problem(error)
         return Answer(
             tuple(sorted(self._found.values())),
@@ -78,16 +76,21 @@ class Search:
     def _drain(self) -> None:
         while self._queue:
             module, name = self._queue.popleft()
-            source = self._source(self._files[module])
-            renames = text.may_rename(source, name)
-            if renames or text.subclasses_by_name(source, name):
-                self._evaluate(module, name, renames=renames)
-            for alias in text.import_aliases(source, name):
+            text = self._survey.text(module)
+            binds, callees = text.uses(name)
+            passes = any(self._may_create(module, callee) for callee in callees)
+            if binds or passes or text.names_in_header(name):
+                self._evaluate(module, name, binds=binds, passes=passes)
+            for alias in text.import_aliases(name):
                 self._carry(module, alias)
             for importer in self._can_see(module):
-                other = self._source(self._files[importer])
-                if text.has_word(other, name) or text.has_star_import(other):
+                if importer in self._survey.star_importers or self._survey.names(importer, name):
                     self._carry(importer, name)
+            if name not in self._roamed:
+                self._roamed.add(name)
+                for roaming in self._survey.roaming:
+                    if self._survey.names(roaming, name):
+                        self._carry(roaming, name)
 
     def _carry(self, module: str, name: bytes) -> None:
         if (module, name) not in self._carried:
@@ -97,71 +100,75 @@ class Search:
     def _can_see(self, module: str) -> set[str]:
         """The modules that can name what ``module`` holds."""
         if module not in self._importers:
-            seen = set(self._roaming)
+            seen: set[str] = set()
             parts = module.split(".")
             for length in range(len(parts), 0, -1):
                 above = ".".join(parts[:length])
                 if above in self._in_graph:
                     seen |= self._graph.find_modules_that_directly_import(above)
                 file = self._files.get(above)
-                if file is not None and b"__getattr__" in self._source(file):
+                if file is not None and b"__getattr__" in self._survey.text(above).source:
                     seen.add(above)
             self._importers[module] = {name for name in seen if name in self._files}
         return self._importers[module]
 
-    def _roams(self, file: SourceFile) -> bool:
-        """Whether a module may reach others that the import graph does not connect it to."""
-        source = self._source(file)
-        if any(word in source for word in _COMPUTED_IMPORTS):
-            return True
-        # `import a.b` binds a, and through it all that anyone imported under it.
-        return any(
-            b"import " + root.partition(".")[0].encode() + b"." in source for root in self._index.tree.roots
-        )
-
-    def _source(self, file: SourceFile) -> bytes:
-        try:
-            return file.searchable
-        except SourceError as error:
-            self._problem(error)
-            return b""
-
     def _problem(self, error: SourceError) -> None:
-        self._problems.add(Problem(relative_path(error.path), error.line, error.reason))
+        self._problems.add(Problem.of(error))
 
     # What is there
 
-    def _evaluate(self, module: str, name: bytes, *, renames: bool) -> None:
+    def _evaluate(self, module: str, name: bytes, *, binds: bool, passes: bool) -> None:
         resolver = self._index.resolver
-        summary = self._index.summary(module, deep=renames)
+        summary = self._index.summary(module, deep=passes)
         token = name.decode("utf-8", "replace")
         for key, record in summary.classes.items():
             if _mentions(record.bases, token):
                 self._judge(ClassValue(module, key))
         self._evaluate_dynamic(module)
-        if not renames:
-            return
-        for exported, ref in summary.exports.items():
+        for exported, ref in summary.exports.items() if binds else ():
             if exported != token and _mentions(ref, token) and ref[0] not in {"d", "c"}:
                 values = resolver.values(ref, module)
                 if self._holds(values, 0):
                     self._carry(module, exported.encode())
-        self._evaluate_calls(module, summary, token)
+        if passes:
+            self._evaluate_calls(module, summary, token)
 
     def _evaluate_calls(self, module: str, summary: Summary, token: str) -> None:
         """Classes that come to be in a function that is handed one of ours."""
         resolver = self._index.resolver
         for call in summary.calls:
             _, function, arguments, keywords = call
-            if not _mentions([arguments, list(keywords.values())], token):
+            ours = [ref for ref in [*arguments, *keywords.values()] if _mentions(ref, token)]
+            if not ours:
                 continue
-            handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module)]
+            handed = [value for ref in ours for value in resolver.values(ref, module)]
             if not self._holds(frozenset(handed), 0):
                 continue
             for callee in resolver.values(function, module):
                 if isinstance(callee, FunctionValue):
                     frame = resolver.bind(callee, arguments, keywords, module, ())
                     self._judge_locals(callee, frame)
+
+    def _may_create(self, module: str, callee: bytes) -> bool:
+        """Whether a function, as a module writes its name, may create a class; told from the texts alone."""
+        owner, _, _ = callee.partition(b".")
+        name = callee.rpartition(b".")[2]
+        text = self._survey.text(module)
+        if owner == name and b"def " + name in text.source:
+            return text.creates_locally
+        if not owner:
+            return False  # a method of some object
+        if callee == b"?":
+            return text.creates_locally or bool(text.imports)
+        package = module if self._files[module].is_package else module.rpartition(".")[0]
+        for written in text.imported_from(owner):
+            source = _absolute(written, package)
+            for candidate in (source, f"{source}.{owner.decode('utf-8', 'replace')}"):
+                if candidate in self._files:
+                    there = self._survey.text(candidate)
+                    if there.creates_locally or b"def " + name not in there.source:
+                        return True
+        return False
 
     def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
         summary = self._index.summary(function.module, deep=True)
@@ -242,17 +249,17 @@ class Search:
         """Whether one of our classes can reach what is unknown about a base."""
         if value.module in carriers or unknown.modules & carriers:
             return True
-        if unknown.anywhere and value.module in downstream | self._roaming:
+        if unknown.anywhere and value.module in downstream | self._survey.roaming:
             return True
         names = {function.partition(":")[2].partition(".")[0].encode() for function in unknown.functions}
-        return any(text.has_word(self._source(self._files[c]), name) for name in names for c in carriers)
+        return any(self._survey.names(carrier, name) for name in names for carrier in carriers)
 
     def _look_at_left_out_files(self) -> None:
         names = {name for _, name in self._carried}
         for file in self._index.left_out(self._graph):
-            source = self._source(file)
-            held = [name for name in names if text.has_word(source, name)]
-            if not any(text.subclasses_by_name(source, n) or text.may_rename(source, n) for n in held):
+            text = self._survey.text_of(file)
+            held = [name for name in names if text.has_word(name)]
+            if not any(text.names_in_header(name) or any(text.uses(name)) for name in held):
                 continue
             try:
                 summary = self._index.summarize_file(file)
@@ -296,3 +303,13 @@ def _is_dynamic(ref: Ref | list[Ref]) -> bool:
             _is_dynamic(item) for item in ref
         )
     return False
+
+
+def _absolute(written: str, package: str) -> str:
+    """The module that ``from written import`` means in ``package``."""
+    name = written.lstrip(".")
+    level = len(written) - len(name)
+    if not level:
+        return name
+    parts = package.split(".")
+    return ".".join([*parts[: len(parts) - level + 1], *([name] if name else [])])

@@ -190,7 +190,7 @@ class _Interpreter:
         self.summary = Summary()
         self.lines = file.text.split("\n")
         source = file.searchable
-        self.interesting = [source.count(b"\n", 0, m.end()) + 1 for m in _OF_INTEREST.finditer(source)]
+        self.interesting = _line_numbers(source)
         self.has_walrus = b":=" in source
         self.pending: list[tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, _Scope, str]] = []
         self.rebound_globals: dict[str, list[Ref]] = {}
@@ -626,6 +626,17 @@ _HANDLERS: dict[type[ast.stmt], Any] = {
 }
 if hasattr(ast, "TypeAlias"):
     _HANDLERS[ast.TypeAlias] = _Interpreter.type_alias
+
+
+def _line_numbers(source: bytes) -> list[int]:
+    """The lines on which something of interest ends, ascending."""
+    numbers: list[int] = []
+    line, place = 1, 0
+    for match in _OF_INTEREST.finditer(source):
+        line += source.count(b"\n", place, match.end())
+        place = match.end()
+        numbers.append(line)
+    return numbers
 
 
 def _union(refs: Sequence[Ref | None]) -> Ref:
