@@ -47,12 +47,6 @@ def _refuse_ids_out_of_range(ids, bound):
     )
 
 
-@triton.jit
-def _pick(vector, index, k: tl.constexpr):
-    """Give element ``k`` of a vector whose elements are numbered by ``index``."""
-    return tl.sum(tl.where(index == k, vector, 0))
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
     ids_ptr,
@@ -79,11 +73,17 @@ def route_kernel(
     expert = tl.program_id(0)
     k = tl.arange(0, TOPK2)
     count = 0
+    token = tl.arange(0, TOKENS)
+    inside = (token < tokens)[:, None] & (k < topk)[None, :]
+    following = tl.load(ids_ptr + token[:, None] * topk + k[None, :], mask=inside, other=-1)
     for start in range(0, tokens, TOKENS):
+        ids = following
         token = start + tl.arange(0, TOKENS)
         inside = (token < tokens)[:, None] & (k < topk)[None, :]
         place = token[:, None] * topk + k[None, :]
-        ids = tl.load(ids_ptr + place, mask=inside, other=-1)
+        # The next ids are on their way while these are counted.
+        more = (token + TOKENS < tokens)[:, None] & (k < topk)[None, :]
+        following = tl.load(ids_ptr + place + TOKENS * topk, mask=more, other=-1)
         if BOUNDED:
             if expert == 0:
                 _refuse_ids_out_of_range(ids, bound)
@@ -106,50 +106,10 @@ def route_kernel(
 
 
 @triton.jit
-def _counted_slots(
+def _local_experts_before(
     ids_ptr,
     to_physical_ptr,
     expert_map_ptr,
-    local,
-    token,
-    k,
-    topk,
-    rows,
-    bound,
-    map_bound,
-    first_expert,
-    experts,
-    TOPK: tl.constexpr,
-    TOPK2: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
-    """Rows of one token's slots, found by counting the earlier tokens that name the same experts."""
-    earlier = tl.arange(0, TOKENS)
-    inside = (earlier < token)[:, None] & (k < topk)[None, :]
-    ids = tl.load(ids_ptr + earlier[:, None] * topk + k[None, :], mask=inside, other=-1)
-    others = _local_experts(ids, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts)
-    slots = tl.full((TOPK2,), -1, tl.int32)
-    for j in tl.static_range(TOPK):
-        expert = _pick(local, k, j)
-        if expert >= 0:
-            position = tl.sum(tl.max((others == expert).to(tl.int32), 1))
-            slots = tl.where(k == j, expert * rows + position, slots)
-    return slots
-
-
-@triton.jit
-def _without_repeats(slots, k):
-    """Put -1 for every slot that an earlier one of the same token equals."""
-    repeat = (slots[:, None] == slots[None, :]) & (k[:, None] < k[None, :])
-    return tl.where(tl.max(repeat.to(tl.int32), 0) > 0, -1, slots)
-
-
-@triton.jit
-def _count_for_expert(
-    ids_ptr,
-    to_physical_ptr,
-    expert_map_ptr,
-    expert,
     tokens,
     topk,
     bound,
@@ -159,12 +119,41 @@ def _count_for_expert(
     TOPK2: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
+    """Give the local experts of the first ``tokens`` tokens, ``[TOKENS, TOPK2]``, -1 where there is none."""
     token = tl.arange(0, TOKENS)
     k = tl.arange(0, TOPK2)
     inside = (token < tokens)[:, None] & (k < topk)[None, :]
     ids = tl.load(ids_ptr + token[:, None] * topk + k[None, :], mask=inside, other=-1)
-    local = _local_experts(ids, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts)
-    return tl.sum(tl.max((local == expert).to(tl.int32), 1))
+    return _local_experts(ids, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts)
+
+
+@triton.jit
+def _four_positions(
+    before,
+    ids_ptr,
+    to_physical_ptr,
+    expert_map_ptr,
+    bound,
+    map_bound,
+    first_expert,
+    experts,
+    BASE: tl.constexpr,
+    TOPK: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Count the earlier tokens that name the experts of slots ``BASE`` to ``BASE + 3``: 16 bits each, "
+    "one sum for all."""
+    packed = tl.zeros((TOKENS,), tl.int64)
+    for j in tl.static_range(4):
+        if BASE + j < TOPK:
+            chosen = tl.load(ids_ptr + BASE + j)
+            expert = _local_experts(
+                chosen, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts
+            )
+            # No expert (-1) must not match the earlier slots without one.
+            named = tl.max((before == tl.where(expert < 0, -2, expert)).to(tl.int32), 1)
+            packed += named.to(tl.int64) << (16 * j)
+    return tl.sum(packed)
 
 
 @triton.jit
@@ -225,11 +214,10 @@ def scatter_kernel(
     if FIND == COUNTING:
         if token >= tokens:
             expert = program - tokens * CHUNKS
-            count = _count_for_expert(
+            every = _local_experts_before(
                 ids_ptr,
                 to_physical_ptr,
                 expert_map_ptr,
-                expert,
                 tokens,
                 topk,
                 bound,
@@ -239,34 +227,38 @@ def scatter_kernel(
                 TOPK2,
                 TOKENS,
             )
+            count = tl.sum(tl.max((every == expert).to(tl.int32), 1))
             tl.store(counts_ptr + expert, count)
             if KIND == STATIC_TENSOR:
                 tl.store(scale_ptr + expert, tl.load(static_scale_ptr))
             return
-    k = tl.arange(0, TOPK2)
-    if FIND == COUNTING:
-        ids = tl.load(ids_ptr + token * topk + k, mask=k < topk, other=-1)
-        if BOUNDED:
-            _refuse_ids_out_of_range(ids, bound)
-        local = _local_experts(ids, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts)
-        if tl.max(local) < 0:
-            return
-        slots = tl.full((TOPK2,), -1, tl.int32)
-    elif FIND == IDENTITY:
-        slots = tl.where(k == 0, token, -1)
-    else:
-        slots = tl.load(slots_ptr + token * topk + k, mask=k < topk, other=-1)
-        if FIND == COMPACT:
-            expert_number = tl.arange(0, EXPERTS2)
-            counts = tl.load(counts_ptr + expert_number, mask=expert_number < experts, other=0)
-            starts = tl.sum(
-                tl.where(expert_number[None, :] < (slots // rows)[:, None], counts[None, :], 0), 1
+    some = -1
+    for j in tl.static_range(TOPK):
+        place = token * topk + j
+        if FIND == IDENTITY:
+            some = 0
+        elif FIND == COUNTING:
+            chosen = tl.load(ids_ptr + place)
+            if BOUNDED:
+                _refuse_ids_out_of_range(chosen, bound)
+            some = tl.maximum(
+                some,
+                _local_experts(
+                    chosen, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts
+                ),
             )
-            slots = tl.where(slots < 0, -1, starts + slots % rows)
-            if chunk == 0:
-                tl.store(slots_out_ptr + token * topk + k, slots, mask=k < topk)
-        if tl.max(slots) < 0:
-            return
+        else:
+            some = tl.maximum(some, tl.load(slots_ptr + place))
+    if FIND == COMPACT:
+        expert_number = tl.arange(0, EXPERTS2)
+        counts = tl.load(counts_ptr + expert_number, mask=expert_number < experts, other=0)
+        if chunk == 0:
+            for j in tl.static_range(TOPK):
+                slot = tl.load(slots_ptr + token * topk + j)
+                start = tl.sum(tl.where(expert_number < slot // rows, counts, 0))
+                tl.store(slots_out_ptr + token * topk + j, tl.where(slot < 0, -1, start + slot % rows))
+    if some < 0:
+        return
 
     # The row is on its way while the slots are being counted.
     row_ptr = a_ptr + token.to(tl.int64) * a_stride
@@ -278,29 +270,23 @@ def scatter_kernel(
         column = chunk * BLOCK + tl.arange(0, BLOCK)
     wanted = column < hidden
     values = tl.load(row_ptr + column, mask=wanted, other=0.0)
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + token).to(tl.float32)
-        values = (values.to(tl.float32) * weight).to(values.dtype)
     if FIND == COUNTING:
-        slots = _counted_slots(
+        before = _local_experts_before(
             ids_ptr,
             to_physical_ptr,
             expert_map_ptr,
-            local,
             token,
-            k,
             topk,
-            rows,
             bound,
             map_bound,
             first_expert,
             experts,
-            TOPK,
             TOPK2,
             TOKENS,
         )
-    if FIND != IDENTITY:
-        slots = _without_repeats(slots, k)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + token).to(tl.float32)
+        values = (values.to(tl.float32) * weight).to(values.dtype)
 
     if KIND == TOKEN:
         scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values.to(tl.float32))), MIN_AMAX), LIMIT)
@@ -316,8 +302,42 @@ def scatter_kernel(
     else:
         quantized = values
 
+    # A token that names an expert twice writes the same row twice.
     for j in tl.static_range(TOPK):
-        slot = _pick(slots, k, j)
+        place = token * topk + j
+        if FIND == IDENTITY:
+            slot = token
+        elif FIND == COUNTING:
+            if j % 4 == 0:
+                packed = _four_positions(
+                    before,
+                    ids_ptr + token * topk,
+                    to_physical_ptr,
+                    expert_map_ptr,
+                    bound,
+                    map_bound,
+                    first_expert,
+                    experts,
+                    j,
+                    TOPK,
+                    TOKENS,
+                )
+            expert = _local_experts(
+                tl.load(ids_ptr + place),
+                to_physical_ptr,
+                expert_map_ptr,
+                bound,
+                map_bound,
+                first_expert,
+                experts,
+            )
+            position = ((packed >> (16 * (j % 4))) & 0xFFFF).to(tl.int32)
+            slot = tl.where(expert < 0, -1, expert * rows + position)
+        else:
+            slot = tl.load(slots_ptr + place)
+            if FIND == COMPACT:
+                start = tl.sum(tl.where(expert_number < slot // rows, counts, 0))
+                slot = tl.where(slot < 0, -1, start + slot % rows)
         if slot >= 0:
             if KIND == DYNAMIC_TENSOR:
                 # One scale an expert, so the same row may differ between its experts.
@@ -326,10 +346,12 @@ def scatter_kernel(
                 if chunk == 0:
                     if slot % rows == 0:
                         tl.store(scale_ptr + expert, scale)
-                quantized = _round_to(
+                own = _round_to(
                     values.to(tl.float32) * tl.div_rn(1.0, scale), out_ptr.dtype.element_ty, LIMIT
                 )
-            tl.store(out_ptr + slot.to(tl.int64) * hidden + column, quantized, mask=wanted)
+                tl.store(out_ptr + slot.to(tl.int64) * hidden + column, own, mask=wanted)
+            else:
+                tl.store(out_ptr + slot.to(tl.int64) * hidden + column, quantized, mask=wanted)
             if KIND == TOKEN:
                 tl.store(scale_ptr + slot, scale)
             if KIND == GROUPED:
@@ -357,21 +379,20 @@ def amax_kernel(
     rows,
     FIND: tl.constexpr,
     TOPK: tl.constexpr,
-    TOPK2: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program a token: its largest magnitude enters the maximum of each of its experts (or the only "
     "one)."""
     token = tl.program_id(0)
-    k = tl.arange(0, TOPK2)
     if FIND == IDENTITY:
-        slots = tl.where(k == 0, 0, -1)
         if mask_ptr is not None:
             if tl.load(mask_ptr + token) == 0:
                 return
     else:
-        slots = tl.load(slots_ptr + token * topk + k, mask=k < topk, other=-1)
-        if tl.max(slots) < 0:
+        some = -1
+        for j in tl.static_range(TOPK):
+            some = tl.maximum(some, tl.load(slots_ptr + token * topk + j))
+        if some < 0:
             return
     largest = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, hidden, BLOCK):
@@ -382,10 +403,13 @@ def amax_kernel(
             values = (values.to(tl.float32) * weight).to(values.dtype)
         largest = tl.maximum(largest, tl.abs(values.to(tl.float32)))
     amax = tl.max(largest)
-    for j in tl.static_range(TOPK):
-        slot = _pick(slots, k, j)
-        if slot >= 0:
-            tl.atomic_max(amax_ptr + (0 if FIND == IDENTITY else slot // rows), amax)
+    if FIND == IDENTITY:
+        tl.atomic_max(amax_ptr, amax)
+    else:
+        for j in tl.static_range(TOPK):
+            slot = tl.load(slots_ptr + token * topk + j)
+            if slot >= 0:
+                tl.atomic_max(amax_ptr + slot // rows, amax)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -419,49 +443,60 @@ def gather_kernel(
     token = program // CHUNKS
     column = (program % CHUNKS) * BLOCK + tl.arange(0, BLOCK)
     wanted = column < hidden
-    k = tl.arange(0, TOPK2)
-    if FIND == SLOTS:
-        slots = tl.load(slots_ptr + token * topk + k, mask=k < topk, other=-1)
-    else:
-        ids = tl.load(ids_ptr + token * topk + k, mask=k < topk, other=-1)
-        if FIND == IDENTITY:
-            slots = tl.where(ids < 0, -1, token * topk + k)
+    if FIND == COUNTING:
+        before = _local_experts_before(
+            ids_ptr,
+            to_physical_ptr,
+            expert_map_ptr,
+            token,
+            topk,
+            bound,
+            map_bound,
+            first_expert,
+            experts,
+            TOPK2,
+            TOKENS,
+        )
+    total = tl.zeros((BLOCK,), tl.float32)
+    for j in tl.static_range(TOPK):
+        place = token * topk + j
+        if FIND == SLOTS:
+            slot = tl.load(slots_ptr + place)
+        elif FIND == IDENTITY:
+            slot = tl.where(tl.load(ids_ptr + place) < 0, -1, place)
         else:
-            local = _local_experts(
-                ids, to_physical_ptr, expert_map_ptr, bound, map_bound, first_expert, experts
-            )
-            slots = tl.full((TOPK2,), -1, tl.int32)
-            if tl.max(local) >= 0:
-                slots = _counted_slots(
-                    ids_ptr,
+            if j % 4 == 0:
+                packed = _four_positions(
+                    before,
+                    ids_ptr + token * topk,
                     to_physical_ptr,
                     expert_map_ptr,
-                    local,
-                    token,
-                    k,
-                    topk,
-                    rows,
                     bound,
                     map_bound,
                     first_expert,
                     experts,
+                    j,
                     TOPK,
-                    TOPK2,
                     TOKENS,
                 )
-    if weight_ptr is not None:
-        # Weights of slots without a row may be anything, NaN too.
-        weights = tl.load(weight_ptr + token * topk + k, mask=(k < topk) & (slots >= 0), other=0.0).to(
-            tl.float32
-        )
-    else:
-        weights = tl.where(slots >= 0, 1.0, 0.0)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for j in tl.static_range(TOPK):
+            expert = _local_experts(
+                tl.load(ids_ptr + place),
+                to_physical_ptr,
+                expert_map_ptr,
+                bound,
+                map_bound,
+                first_expert,
+                experts,
+            )
+            position = ((packed >> (16 * (j % 4))) & 0xFFFF).to(tl.int32)
+            slot = tl.where(expert < 0, -1, expert * rows + position)
         # Predicated, not branched over, so that all loads of a token are under way together.
-        slot = _pick(slots, k, j).to(tl.int64)
-        part = tl.load(rows_ptr + slot * rows_stride + column, mask=wanted & (slot >= 0), other=0.0)
-        total += part.to(tl.float32) * _pick(weights, k, j)
+        row_ptr = rows_ptr + slot.to(tl.int64) * rows_stride
+        part = tl.load(row_ptr + column, mask=wanted & (slot >= 0), other=0.0).to(tl.float32)
+        if weight_ptr is not None:
+            # The weight of a slot without a row may be anything, NaN too.
+            part *= tl.load(weight_ptr + place, mask=slot >= 0, other=0.0).to(tl.float32)
+        total += part
     tl.store(
         out_ptr + token.to(tl.int64) * out_stride + column, total.to(out_ptr.dtype.element_ty), mask=wanted
     )

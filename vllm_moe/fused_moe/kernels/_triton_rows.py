@@ -83,7 +83,7 @@ def _launch_route(
     tokens, topk = topk_ids.shape
     bounded, bound, map_bound = _bounds(placement)
     topk2 = _power_of_two(topk)
-    block = max(16, min(_power_of_two(tokens), 16384 // topk2))
+    block = max(16, min(_power_of_two(tokens), 8192 // topk2))
     route_kernel[(placement.num_local_experts,)](
         topk_ids,
         placement.global_to_physical,
@@ -243,7 +243,6 @@ def _launch_amax(
         rows,
         FIND=find,
         TOPK=topk,
-        TOPK2=_power_of_two(topk),
         BLOCK=min(_power_of_two(hidden), 4096),
         num_warps=4,
     )

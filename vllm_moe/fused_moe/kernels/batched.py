@@ -9,7 +9,7 @@ from vllm_moe.fused_moe.kernels.quantize import (
     quantize_with_scale,
     scale_from_amax,
 )
-from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, first_slots_torch, route_torch
+from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 
 __all__ = ["batched_prepare", "batched_prepare_torch"]
 
@@ -39,17 +39,28 @@ def weighted_rows_torch(a1: torch.Tensor, topk_weights: torch.Tensor | None) -> 
     return a1 if topk_weights is None else (a1.float() * topk_weights.float()).to(a1.dtype)
 
 
-def _set_rows(target: torch.Tensor, index: torch.Tensor, source: torch.Tensor) -> None:
-    """``target[index] = source``; index_copy_ knows no fp8, so that goes byte by byte."""
-    if target.element_size() == 1:
-        target, source = target.view(torch.uint8), source.view(torch.uint8)
-    target.index_copy_(0, index, source)
+def _as_words(rows: torch.Tensor) -> torch.Tensor:
+    """Contiguous ``[n, width]`` as 8-byte words where the width allows, else as bytes: copies need no dtype."""
+    row_bytes = rows.size(1) * rows.element_size()
+    word = torch.int64 if row_bytes % 8 == 0 else torch.uint8
+    return rows.view(-1).view(word).view(rows.size(0), row_bytes // word.itemsize)
 
 
-def _select_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    if source.element_size() == 1:
-        return source.view(torch.uint8).index_select(0, index).view(source.dtype)
-    return source.index_select(0, index)
+def scatter_rows_torch(target: torch.Tensor, source: torch.Tensor, slots: torch.Tensor) -> None:
+    """``target[slots[t, k]] = source[t]`` for every slot that is not negative.
+
+    ``target`` is contiguous ``[n, width]``, ``source`` ``[tokens, width]`` of the same dtype, ``slots`` integer
+    ``[tokens, topk]``; slots of one token may be equal, those of two tokens may not.
+    """
+    if target.size(1) == 0:
+        return
+    target, source = _as_words(target), _as_words(source.contiguous())
+    for column in slots.unbind(1):
+        (token,) = torch.where(column >= 0)
+        if token.numel() == column.numel():
+            target.index_copy_(0, column.long(), source)
+        else:
+            target.index_copy_(0, column[token].long(), source.index_select(0, token))
 
 
 def batched_prepare_torch(
@@ -77,39 +88,36 @@ def batched_prepare_torch(
     _check(a1, topk_weights, topk_ids, rows)
     experts, hidden = placement.num_local_experts, a1.size(1)
     slots, counts = route_torch(topk_ids, placement, rows)
-    token, k = torch.where(first_slots_torch(slots))
-    target = slots[token, k].long()
-    wanted = torch.zeros(a1.size(0), dtype=torch.bool, device=a1.device)
-    wanted[token] = True
-    (source,) = torch.where(wanted)
-    source_of = (wanted.cumsum(0) - 1)[token]
-
-    selected = a1 if source.numel() == a1.size(0) else a1.index_select(0, source)
-    weights = None if topk_weights is None else topk_weights.index_select(0, source)
-    selected = weighted_rows_torch(selected, weights)
+    (wanted,) = torch.where((slots >= 0).any(1))
+    if wanted.numel() < a1.size(0):
+        a1, slots = a1.index_select(0, wanted), slots.index_select(0, wanted)
+        topk_weights = None if topk_weights is None else topk_weights.index_select(0, wanted)
+    a1 = weighted_rows_torch(a1, topk_weights)
 
     batched = torch.empty(experts * rows, hidden, dtype=scheme.dtype or a1.dtype, device=a1.device)
     scale: torch.Tensor | None = None
     if scheme.kind is QuantKind.DYNAMIC_TENSOR:
         assert scheme.dtype is not None
-        expert = target // rows
-        row_amax = (
-            selected.abs().amax(1).float() if selected.numel() else selected.new_zeros(len(source)).float()
-        )
+        row_amax = a1.abs().amax(1).float() if a1.numel() else a1.new_zeros(a1.size(0)).float()
+        token, k = torch.where(slots >= 0)
         amax = torch.zeros(experts, dtype=torch.float32, device=a1.device)
-        amax.scatter_reduce_(0, expert, row_amax[source_of], "amax")
-        scale = scale_from_amax(amax, scheme.limit).view(experts, 1, 1)
-        copies = selected.index_select(0, source_of)
-        _set_rows(batched, target, quantize_with_scale(copies, scale.view(-1, 1)[expert], scheme.dtype))
+        amax.scatter_reduce_(0, slots[token, k].long() // rows, row_amax[token], "amax")
+        scale = scale_from_amax(amax, scheme.limit)
+        for column in slots.unbind(1):
+            # An expert's scale is its own, so a row is quantized for each of its experts.
+            column_scale = scale[column.clamp(min=0).long() // rows]
+            quantized = quantize_with_scale(a1, column_scale[:, None], scheme.dtype)
+            scatter_rows_torch(batched, quantized, column[:, None])
+        scale = scale.view(experts, 1, 1)
     else:
-        quantized, row_scale = quantize_rows_torch(selected, scheme)
-        _set_rows(batched, target, _select_rows(quantized, source_of))
+        quantized, row_scale = quantize_rows_torch(a1, scheme)
+        scatter_rows_torch(batched, quantized, slots)
         if scheme.kind is QuantKind.STATIC_TENSOR:
             assert row_scale is not None
             scale = row_scale.view(1, 1, 1).repeat(experts, 1, 1)
         elif row_scale is not None:
             scale = torch.empty(experts * rows, row_scale.size(1), dtype=torch.float32, device=a1.device)
-            scale.index_copy_(0, target, row_scale.index_select(0, source_of))
+            scatter_rows_torch(scale, row_scale, slots)
             scale = scale.view(experts, rows, -1)
     return batched.view(experts, rows, hidden), scale, counts
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from vllm_moe.fused_moe.kernels.batched import _select_rows, _set_rows
-from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, first_slots_torch, route_torch
+from vllm_moe.fused_moe.kernels.batched import scatter_rows_torch
+from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 
 __all__ = ["permute_tokens", "permute_tokens_torch"]
 
@@ -30,14 +30,12 @@ def permute_tokens_torch(
     start = (counts.cumsum(0) - counts).to(torch.int32)
     expert = slots.clamp(min=0) // max(tokens, 1)
     compact = torch.where(slots < 0, -1, start[expert] + slots % max(tokens, 1)).to(torch.int32)
-    token, k = torch.where(first_slots_torch(slots))
-    target = compact[token, k].long()
     permuted = hidden_states.new_empty(tokens * topk, hidden_states.size(1))
-    _set_rows(permuted, target, _select_rows(hidden_states, token))
+    scatter_rows_torch(permuted, hidden_states, compact)
     permuted_scale = scale
     if scale is not None and scale.size(0) == tokens and scale.numel() != 1:
         permuted_scale = scale.new_empty(tokens * topk, scale.size(1))
-        permuted_scale.index_copy_(0, target, scale.index_select(0, token))
+        scatter_rows_torch(permuted_scale, scale, compact)
     return permuted, permuted_scale, compact, counts
 
 

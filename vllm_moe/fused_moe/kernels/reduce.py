@@ -1,8 +1,9 @@
 """Weighting and adding up the rows of one token."""
 
 import torch
+from torch.nn import functional
 
-from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route, route_torch
+from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 
 __all__ = [
     "batched_finalize",
@@ -12,6 +13,8 @@ __all__ = [
     "weight_and_reduce",
     "weight_and_reduce_torch",
 ]
+
+_CACHED_ELEMENTS = 2**19
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -37,15 +40,28 @@ def combine_rows_torch(
     - ``slots``: integer ``[tokens, topk]``.
     - ``topk_weights``: ``[tokens, topk]``, or None for weights of one.
     """
-    tokens, topk = slots.shape
-    total = torch.zeros(tokens, rows.size(1), dtype=torch.float32, device=rows.device)
-    for k in range(topk):
-        (token,) = torch.where(slots[:, k] >= 0)
-        part = rows.index_select(0, slots[token, k].long()).float()
-        if topk_weights is not None:
-            part *= topk_weights[token, k, None].float()
-        total.index_add_(0, token, part)
-    output.copy_(total)
+    taken = slots >= 0
+    numbers = taken.sum(1)
+    ends = numbers.cumsum(0)
+    sources = slots[taken].long()
+    weights = None if topk_weights is None else topk_weights[taken].float()
+    result = torch.empty(output.shape, dtype=output.dtype, device=output.device)
+    # A few tokens at a time, so that their float32 rows stay in the cache.
+    step = max(1, _CACHED_ELEMENTS // max(rows.size(1) * slots.size(1), 1))
+    for first in range(0, slots.size(0), step):
+        last = min(first + step, slots.size(0))
+        begin, end = int(ends[first] - numbers[first]), int(ends[last - 1])
+        if begin == end:
+            result[first:last] = 0
+            continue
+        result[first:last] = functional.embedding_bag(
+            torch.arange(end - begin, device=slots.device),
+            rows.index_select(0, sources[begin:end]).float(),
+            ends[first:last] - numbers[first:last] - begin,
+            mode="sum",
+            per_sample_weights=None if weights is None else weights[begin:end],
+        )
+    output.copy_(result)
 
 
 def combine_rows(

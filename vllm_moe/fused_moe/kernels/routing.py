@@ -113,14 +113,6 @@ def route(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> tupl
     return route_torch(topk_ids, placement, rows)
 
 
-def first_slots_torch(slots: torch.Tensor) -> torch.Tensor:
-    """bool like ``slots``: the slots that carry a row, one for each (token, expert) pair."""
-    topk = slots.size(1)
-    earlier = torch.ones(topk, topk, dtype=torch.bool, device=slots.device).tril(-1)
-    repeated = ((slots[:, :, None] == slots[:, None, :]) & earlier).any(2)
-    return (slots >= 0) & ~repeated
-
-
 def count_expert_num_tokens_torch(
     topk_ids: torch.Tensor, num_local_experts: int, expert_map: torch.Tensor | None
 ) -> torch.Tensor:
