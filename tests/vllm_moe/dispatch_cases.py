@@ -354,9 +354,6 @@ def interleaved(group: EpGroup, case: Case) -> list[float]:
     for number, trip in enumerate(trips):
         with ubatch(number):
             started.append(pf.prepare_async(*trip.prepare_arguments()))
-    # The caller may reuse its routing as soon as prepare has been called.
-    for trip in trips:
-        trip.ids_given, trip.weights_given = trip.ids.clone(), trip.weights.clone()
     for number, trip in reversed(list(enumerate(trips))):
         with ubatch(number):
             hook, receiver = (

@@ -52,6 +52,7 @@ class World:
     def __init__(self, size: int, *, seconds: float = 30.0, device: str = "cpu") -> None:
         self.size = size
         self.device = device
+        self.broken = False
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         # A fork of a process that has imported torch already, and has done nothing else.
         context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
@@ -82,6 +83,7 @@ class World:
         results = self.collect(range(self.size))
         failures = [str(value) for good, value in results.values() if not good]
         if failures:
+            self.broken = True
             raise WorldError("\n".join(failures))
         return [results[rank][1] for rank in range(self.size)]
 
