@@ -86,7 +86,7 @@ class Text:
         aliases = set()
         for start in _occurrences(self.source, word):
             match = _AS.match(self.source, start + len(word))
-            if match and self.source[start - 1 : start] != b".":
+            if match and any(low <= start < high for low, high in self.imports):
                 aliases.add(match[1])
         return aliases
 

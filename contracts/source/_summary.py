@@ -50,6 +50,8 @@ _OPAQUE: Ref = ["o"]
 _ABSTRACT_DECORATORS = frozenset(
     {"abstractmethod", "abstractproperty", "abstractclassmethod", "abstractstaticmethod"}
 )
+_LARGEST_REF = 200
+_LARGEST_DISPLAY = 20_000
 # Where a function body may create a class or rebind a global; the rest need not be looked into.
 _OF_INTEREST = re.compile(rb"^[ \t\f]*(?:class\b|global\b)|\b(?:type|new_class|make_dataclass)[ \t]*\(", re.M)
 
@@ -177,9 +179,18 @@ class _Scope:
     stars: list[str] = field(default_factory=list)
     globals: set[str] = field(default_factory=set)
     nonlocals: set[str] = field(default_factory=set)
-    locals: frozenset[str] = frozenset()
+    function: ast.FunctionDef | ast.AsyncFunctionDef | None = None
     returns: list[Ref] = field(default_factory=list)
     typing_only: bool = False
+
+    @property
+    def locals(self) -> frozenset[str]:
+        """Names that the function binds anywhere in its own body, so that they are local all through it."""
+        if self._locals is None:
+            self._locals = _local_names(self.function) if self.function is not None else frozenset()
+        return self._locals
+
+    _locals: frozenset[str] | None = None
 
 
 class _Interpreter:
@@ -193,6 +204,7 @@ class _Interpreter:
         self.interesting = _line_numbers(source)
         self.has_walrus = b":=" in source
         self.pending: list[tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, _Scope, str]] = []
+        self.sizes: dict[int, tuple[Ref, int]] = {}
         self.rebound_globals: dict[str, list[Ref]] = {}
 
     def run(self, tree: ast.Module) -> Summary:
@@ -330,7 +342,7 @@ class _Interpreter:
         if isinstance(node, ast.Lambda):
             scope.returns.append(self.ref(node.body, scope))
         else:
-            scope.locals = _local_names(node)
+            scope.function = node
             self.body(node.body, scope)
         record.returns = scope.returns
 
@@ -362,7 +374,7 @@ class _Interpreter:
     def aug_assign(self, node: ast.AugAssign, scope: _Scope) -> None:
         if isinstance(node.target, ast.Name):
             old = self.lookup(node.target.id, scope)
-            self.set(node.target.id, ["+", old, self.ref(node.value, scope)], scope)
+            self.set(node.target.id, self.bounded(["+", old, self.ref(node.value, scope)]), scope)
 
     def type_alias(self, node: ast.stmt, scope: _Scope) -> None:
         # PEP 695 (`type X = ...`) makes an alias object, which cannot be a base.
@@ -388,7 +400,7 @@ class _Interpreter:
                 else:
                     extra = []
                 if extra and name in scope.env:
-                    self.set(name, ["+", scope.env[name], extra], scope)
+                    self.set(name, self.bounded(["+", scope.env[name], extra]), scope)
                     return
             self.ref(value, scope)
 
@@ -495,7 +507,7 @@ class _Interpreter:
             name = target.value.id
             key = target.slice.value if isinstance(target.slice, ast.Constant) else None
             if name in scope.env:
-                self.set(name, _union([scope.env[name], ["h", [[key, value]]]]), scope)
+                self.set(name, self.bounded(_union([scope.env[name], ["h", [[key, value]]]])), scope)
         elif isinstance(target, ast.Attribute):
             owner = self.ref(target.value, scope)
             if owner[0] == "c":
@@ -531,6 +543,35 @@ class _Interpreter:
         return self.ref(node, scope)
 
     def ref(self, node: ast.expr | None, scope: _Scope, name: str | None = None) -> Ref:
+        """What an expression stands for."""
+        return self.bounded(self.unbounded_ref(node, scope, name))
+
+    def bounded(self, ref: Ref) -> Ref:
+        """``ref``, or "anything" where it has grown too large to be a class.
+
+        Refs hold one another, so that ``x = f(x, x)`` in sequence would double them without end.
+        """
+        known = self.sizes.get(id(ref))
+        if known is None:
+            size = 1 + sum(self.size(item) for item in ref[1:])
+            limit = _LARGEST_DISPLAY if ref[0] in {"t", "h"} else _LARGEST_REF
+            self.sizes[id(ref)] = (ref, size)
+            if size > limit:
+                return ["x", "a long computation"]
+        return ref
+
+    def size(self, item: Any) -> int:
+        if isinstance(item, dict):
+            return sum(self.size(value) for value in item.values())
+        if not isinstance(item, list):
+            return 1
+        known = self.sizes.get(id(item))
+        if known is None:
+            # Kept with its size, so that its id stays its own.
+            known = self.sizes[id(item)] = (item, sum(self.size(inner) for inner in item))
+        return known[1]
+
+    def unbounded_ref(self, node: ast.expr | None, scope: _Scope, name: str | None) -> Ref:
         match node:
             case ast.Name():
                 return self.lookup(node.id, scope)
@@ -703,7 +744,6 @@ def _leaves(statements: Sequence[ast.stmt]) -> bool:
 
 
 def _local_names(node: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
-    """Names that the function binds anywhere in its own body, so that they are local all through it."""
     names: set[str] = set()
     stack: list[ast.AST] = list(node.body)
     while stack:

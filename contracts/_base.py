@@ -1,0 +1,195 @@
+"""What the contract types share: their common options, the index they read, and the printing."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import click
+from grimp import ImportGraph
+from importlinter import Contract, ContractCheck, fields
+from importlinter.application import output
+from importlinter.application.app_config import settings
+from importlinter.application.contract_utils import AlertLevel
+from importlinter.domain.contract import InvalidContractOptions
+from importlinter.domain.imports import ModuleExpression
+from rich.markup import escape
+
+from contracts._findings import Examination, Finding
+from contracts.source import Cache, ClassDefinition, Index, RootNotFoundError, SourceError, UnknownNameError
+
+
+class DefinitionContract(Contract):
+    """A contract about definitions, rather than imports.
+
+    Every subclass has these options beside its own:
+
+    - ``ignore_definitions``: dotted names whose findings do not count.
+    - ``unmatched_ignore_definitions_alerting``: what to do about an ignored name that matches no finding:
+      ``error`` (default), ``warn`` or ``none``.
+    - ``undecided_alerting``: what to do about a class whose bases reading cannot tell: ``warn`` (default),
+      ``error`` or ``none``.
+    - ``broken_contract_guidance``: text printed under the findings.
+    """
+
+    type_name: ClassVar[str]
+
+    ignore_definitions = fields.SetField(subfield=fields.StringField(), required=False, default=set())
+    unmatched_ignore_definitions_alerting = fields.EnumField(AlertLevel, default=AlertLevel.ERROR)
+    undecided_alerting = fields.EnumField(AlertLevel, default=AlertLevel.WARN)
+    broken_contract_guidance = fields.TextField(required=False)
+
+    @abc.abstractmethod
+    def examine(self, index: Index, graph: ImportGraph) -> Examination:
+        """Find what breaks the contract.
+
+        Raises:
+            UnknownNameError, SourceError: the contract could not be checked.
+        """
+
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
+        """Examine the tree, and set aside what is ignored."""
+        del verbose
+        try:
+            examination = self.examine(_index(self.session_options), graph)
+        except (RootNotFoundError, SourceError, UnknownNameError) as error:
+            examination = Examination([], [], [str(error)])
+        ignored = self._set_aside(examination)
+        warnings = self._alerts(examination, ignored)
+        if ignored:
+            # import-linter has a count for ignored imports only, and these are none.
+            self.name = f"{self.name} ({len(ignored)} ignored)"
+        if warnings and not output.console.is_terminal:
+            output.console.soft_wrap = True  # a wrapped path:line cannot be clicked or searched for
+        return ContractCheck(
+            kept=not examination.findings and not examination.problems,
+            metadata={"findings": examination.findings, "problems": examination.problems, "ignored": ignored},
+            warnings=[escape(warning) for warning in warnings],
+        )
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        """Print the findings, one a line."""
+        for problem in check.metadata["problems"]:
+            _print(f"Could not check: {problem}")
+        for finding in check.metadata["findings"]:
+            _print(str(finding))
+        guidance = cast("str | None", self.broken_contract_guidance)
+        if guidance:
+            _print("")
+            _print(guidance, style=None)
+        _print("")
+
+    def _set_aside(self, examination: Examination) -> list[Finding]:
+        names = cast("set[str]", self.ignore_definitions)
+        everything = [*examination.findings, *examination.undecided]
+        for name in sorted(names):
+            places = sorted({f"{f.path}:{f.line}" for f in everything if f.name == name})
+            if len(places) > 1:
+                examination.problems.append(
+                    f"ignore_definitions: '{name}' names {len(places)} definitions ({', '.join(places)}), and "
+                    "one entry may hide only one. Give them different names."
+                )
+        ignored = [finding for finding in everything if finding.name in names]
+        examination.findings = [f for f in examination.findings if f.name not in names]
+        examination.undecided = [f for f in examination.undecided if f.name not in names]
+        return ignored
+
+    def _alerts(self, examination: Examination, ignored: list[Finding]) -> list[str]:
+        warnings: list[str] = []
+        self._alert(self.undecided_alerting, [str(f) for f in examination.undecided], warnings, examination)
+        if not examination.problems:
+            names = cast("set[str]", self.ignore_definitions)
+            unmatched = sorted(names - {finding.name for finding in ignored})
+            messages = [
+                f"ignore_definitions: '{name}' matches nothing any more. Remove it." for name in unmatched
+            ]
+            self._alert(self.unmatched_ignore_definitions_alerting, messages, warnings, examination)
+        return warnings
+
+    @staticmethod
+    def _alert(level: Any, messages: list[str], warnings: list[str], examination: Examination) -> None:
+        if level is AlertLevel.ERROR:
+            examination.problems += messages
+        elif level is AlertLevel.WARN:
+            warnings += messages
+
+    # For the subclasses
+
+    def require_modules_or_names(self, option: str, *others: str) -> None:
+        """Refuse a contract in which neither ``option`` nor any of ``others`` says anything."""
+        if not any(getattr(self, name) for name in (option, *others)):
+            listed = " or ".join((option, *others))
+            raise InvalidContractOptions({option: f"Nothing to check: give {listed}."})
+
+
+def matching_modules(option: str, expressions: Iterable[ModuleExpression], graph: ImportGraph) -> set[str]:
+    """The modules that the expressions of an option match, without their descendants.
+
+    Raises:
+        UnknownNameError: one matches nothing; names the closest module.
+    """
+    found: set[str] = set()
+    for expression in sorted(expressions, key=str):
+        text = str(expression)
+        matches = graph.find_matching_modules(text)
+        if not matches:
+            close = difflib.get_close_matches(text, graph.modules, n=1)
+            hint = f" Closest module: '{close[0]}'." if close else ""
+            raise UnknownNameError(f"{option}: no module matches '{text}'.{hint}")
+        found |= matches
+    return found
+
+
+def is_under(module: str, packages: Iterable[str]) -> bool:
+    """Whether a module is one of the packages or lies in one."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def kinship(definition: ClassDefinition) -> str:
+    """``X is a Base (through Mid)``, in short names, from the nearest base to the farthest."""
+    *through, base = [name.rpartition(".")[2] for name in definition.chain]
+    middle = f" (through {', '.join(through)})" if through else ""
+    return f"{definition.name} is {_article(base)} {base}{middle}"
+
+
+def listed(names: Sequence[str], conjunction: str = "or") -> str:
+    """``a, b or c``."""
+    *first, last = names
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def _article(name: str) -> str:
+    return "an" if name[:1] in "AEIOaeio" else "a"
+
+
+def _print(text: str, style: str | None = "red") -> None:
+    # Not output.print_error: it reads names in brackets as markup, and wraps at 80 columns in a pipe.
+    output.console.print(text, style=style, markup=False, soft_wrap=True, emoji=False)
+
+
+_latest: tuple[dict[str, Any], Index] | None = None
+
+
+def _index(session_options: dict[str, Any]) -> Index:
+    """The index of this run: all contracts of one run are given the same session options."""
+    global _latest  # noqa: PLW0603  the one place where contracts of a run can meet
+    if _latest is None or _latest[0] is not session_options:
+        dependent = [
+            f"{key}={session_options.get(key)}"
+            for key in ("exclude_type_checking_imports", "include_external_packages")
+        ]
+        index = Index(session_options["root_packages"], Cache(_cache_folder(), dependent))
+        _latest = (session_options, index)
+    return _latest[1]
+
+
+def _cache_folder() -> str | None:
+    """import-linter's cache folder, or the one that its command line names; None with --no-cache."""
+    context = click.get_current_context(silent=True)
+    given = context.params if context is not None else {}
+    if given.get("no_cache"):
+        return None
+    return str(Path(given.get("cache_dir") or settings.DEFAULT_CACHE_DIR))

@@ -1,0 +1,84 @@
+"""Implementations live where they belong."""
+
+from __future__ import annotations
+
+import enum
+from typing import cast
+
+from grimp import ImportGraph
+from importlinter import fields
+from importlinter.domain.imports import ModuleExpression
+
+from contracts._base import DefinitionContract, is_under, kinship, listed, matching_modules
+from contracts._findings import Examination, Finding
+from contracts.source import Index, UnknownNameError
+
+
+class AbstractClasses(enum.Enum):
+    """Whether classes with abstract methods left count."""
+
+    EXEMPT = "exempt"
+    CHECKED = "checked"
+
+
+class PlacementContract(DefinitionContract):
+    """Every concrete subclass of the base classes is defined under the allowed modules.
+
+    Subclasses count at any depth, wherever in the root packages they are defined and however their base is
+    imported, re-exported or renamed. A class in which abstract methods are left is an intermediate base and
+    may live anywhere, unless told otherwise.
+
+    Options:
+
+    - ``base_classes``: dotted names of classes in the root packages.
+    - ``allowed_modules``: modules, or expressions such as ``pkg.backends.*``; each with all below it.
+    - ``abstract_classes``: ``exempt`` (default) or ``checked``.
+    """
+
+    type_name = "placement"
+
+    base_classes = fields.ListField(subfield=fields.StringField())
+    allowed_modules = fields.ListField(subfield=fields.ModuleExpressionField())
+    abstract_classes = fields.EnumField(AbstractClasses, default=AbstractClasses.EXEMPT)
+
+    def examine(self, index: Index, graph: ImportGraph) -> Examination:
+        """Find the subclasses that live elsewhere."""
+        bases = cast("list[str]", self.base_classes)
+        expressions = cast("list[ModuleExpression]", self.allowed_modules)
+        allowed = matching_modules("allowed_modules", expressions, graph)
+        answer = index.subclasses(bases, graph)
+        checked = [
+            definition
+            for definition in answer.found
+            if self.abstract_classes is AbstractClasses.CHECKED or not definition.is_abstract
+        ]
+        if not checked and not answer.undecided and not answer.problems:
+            kind = "subclass" if self.abstract_classes is AbstractClasses.CHECKED else "concrete subclass"
+            raise UnknownNameError(
+                f"Nothing to check: {listed(bases)} has no {kind} in {listed(index.tree.roots)}."
+            )
+        place = listed([str(expression) for expression in expressions])
+        findings = [
+            Finding(
+                definition.path,
+                definition.line,
+                definition.column,
+                definition.dotted_name,
+                f"{kinship(definition)} and lives in {definition.module}: it belongs in {place}",
+            )
+            for definition in checked
+            if not is_under(definition.module, allowed)
+        ]
+        undecided = [
+            Finding(
+                open_.path,
+                open_.line,
+                open_.column,
+                open_.dotted_name,
+                f"{open_.name} may be a {listed([base.rpartition('.')[2] for base in bases])}, which "
+                f"belongs in {place}: reading cannot tell {open_.reason}",
+            )
+            for open_ in answer.undecided
+            if not is_under(open_.module, allowed)
+        ]
+        return Examination(findings, undecided, [f"{p.path}:{p.line} {p.reason}" for p in answer.problems])
