@@ -53,9 +53,13 @@ class Case:
     defer_input_quant: bool = False
     max_num_tokens: int = 8
     seed: int = 0
+    wide: int = 0
+    """The hidden size, if not the least that the backend is tested with."""
 
     @property
     def hidden(self) -> int:
+        if self.wide:
+            return self.wide
         return 2048 if self.backend in LOW_LATENCY else 512
 
     def quant_config(self, device: torch.device) -> FusedMoEQuantConfig:
@@ -278,13 +282,16 @@ class RoundTrip:
                 assert scale.shape == config.batched_scale_shape(*a1q.shape)
         else:
             assert a1q.dim() == 2
+            assert (ids is None) == (weights is None)
+            ids, weights = (self.ids, self.weights) if ids is None else (ids, weights)
             assert ids.shape == weights.shape == (a1q.size(0), case.topk)
             assert weights.dtype == self.weights.dtype
             if scale is not None:
                 assert scale.shape == config.scale_shape(*a1q.shape)
         if scale is not None:
             assert scale.dtype is torch.float32
-        expected = expected_counts(case, self.group, merged=ids is None)
+        batched = self.pf.activation_format is FusedMoEActivationFormat.BatchedExperts
+        expected = expected_counts(case, self.group, merged=batched)
         if meta is not None:
             assert meta.expert_num_tokens.dtype is torch.int32
             assert meta.expert_num_tokens.tolist() == expected

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vllm_moe.transports import EpGroup
+from vllm_moe.transports import EpGroup, TransportChoice
 
 __all__ = ["World", "WorldError"]
 
@@ -23,20 +23,25 @@ class WorldError(AssertionError):
     """A rank raised; the message is every rank's traceback that there is."""
 
 
-def _rank_main(rank: int, size: int, port: int, seconds: float, device: str, pipe: Connection) -> None:
+def _rank_main(
+    rank: int, size: int, port: int, seconds: float, device: str, transport: TransportChoice, pipe: Connection
+) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=seconds)
     if device == "cuda":
         torch.cuda.set_device(0)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=_JOB_SECONDS))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    # Ranks need not start at the same moment; only then does the short timeout hold.
+    patience = timedelta(seconds=_JOB_SECONDS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    dist.distributed_c10d._set_pg_timeout(timeout)
     while True:
         job = pipe.recv()
         if job is None:
             break
         function, arguments = job
         try:
-            with EpGroup(device=device, timeout=timeout, transport="torch") as group:
+            with EpGroup(device=device, timeout=timeout, transport=transport) as group:
                 pipe.send((True, function(group, *arguments)))
         except Exception:  # noqa: BLE001 -- whatever it is goes to the test
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
@@ -46,10 +51,12 @@ def _rank_main(rank: int, size: int, port: int, seconds: float, device: str, pip
 class World:
     """``size`` processes, each with a rank; ``run`` calls a module-level function in all of them.
 
-    ``seconds`` is the timeout of one exchange between ranks.
+    ``seconds`` is the timeout of one exchange between ranks; ``transport`` is what backends may be built over.
     """
 
-    def __init__(self, size: int, *, seconds: float = 30.0, device: str = "cpu") -> None:
+    def __init__(
+        self, size: int, *, seconds: float = 30.0, device: str = "cpu", transport: TransportChoice = "torch"
+    ) -> None:
         self.size = size
         self.device = device
         self.broken = False
@@ -63,7 +70,9 @@ class World:
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_rank_main, args=(rank, size, self._store.port, seconds, device, theirs), daemon=True
+                target=_rank_main,
+                args=(rank, size, self._store.port, seconds, device, transport, theirs),
+                daemon=True,
             )
             process.start()
             theirs.close()
