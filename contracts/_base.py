@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import abc
-import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import click
@@ -16,7 +14,6 @@ from importlinter.application.app_config import settings
 from importlinter.application.contract_utils import AlertLevel
 from importlinter.domain.contract import InvalidContractOptions
 from importlinter.domain.imports import ModuleExpression
-from rich.markup import escape
 
 from contracts._findings import Examination, Finding
 from contracts.source import Cache, ClassDefinition, Index, RootNotFoundError, SourceError, UnknownNameError
@@ -67,7 +64,7 @@ class DefinitionContract(Contract):
         return ContractCheck(
             kept=not examination.findings and not examination.problems,
             metadata={"findings": examination.findings, "problems": examination.problems, "ignored": ignored},
-            warnings=[escape(warning) for warning in warnings],
+            warnings=[_escape(warning) for warning in warnings],
         )
 
     def render_broken_contract(self, check: ContractCheck) -> None:
@@ -136,6 +133,8 @@ def matching_modules(option: str, expressions: Iterable[ModuleExpression], graph
         text = str(expression)
         matches = graph.find_matching_modules(text)
         if not matches:
+            import difflib  # noqa: PLC0415  for a message only
+
             close = difflib.get_close_matches(text, graph.modules, n=1)
             hint = f" Closest module: '{close[0]}'." if close else ""
             raise UnknownNameError(f"{option}: no module matches '{text}'.{hint}")
@@ -165,6 +164,12 @@ def _article(name: str) -> str:
     return "an" if name[:1] in "AEIOaeio" else "a"
 
 
+def _escape(text: str) -> str:
+    from rich.markup import escape  # noqa: PLC0415  not loaded where nothing warns
+
+    return escape(text)
+
+
 def _print(text: str, style: str | None = "red") -> None:
     # Not output.print_error: it reads names in brackets as markup, and wraps at 80 columns in a pipe.
     output.console.print(text, style=style, markup=False, soft_wrap=True, emoji=False)
@@ -192,4 +197,4 @@ def _cache_folder() -> str | None:
     given = context.params if context is not None else {}
     if given.get("no_cache"):
         return None
-    return str(Path(given.get("cache_dir") or settings.DEFAULT_CACHE_DIR))
+    return str(given.get("cache_dir") or settings.DEFAULT_CACHE_DIR)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Finding:
+class Finding(NamedTuple):
     """One place where a contract is broken.
 
     ``line`` and ``column`` count from 1; ``name`` is the dotted name under which ``ignore_definitions``
@@ -23,10 +22,10 @@ class Finding:
         return f"{self.path}:{self.line}:{self.column} {self.message}"
 
 
-@dataclass(slots=True)
 class Examination:
     """What a contract type found: what breaks it, what stays open, and what could not be checked."""
 
-    findings: list[Finding]
-    undecided: list[Finding]
-    problems: list[str]
+    def __init__(self, findings: list[Finding], undecided: list[Finding], problems: list[str]) -> None:
+        self.findings = findings
+        self.undecided = undecided
+        self.problems = problems

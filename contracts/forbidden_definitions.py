@@ -48,6 +48,7 @@ class ForbiddenDefinitionsContract(DefinitionContract):
         expressions = cast("list[ModuleExpression]", self.modules)
         modules = matching_modules("modules", expressions, graph)
         where = listed([str(expression) for expression in expressions])
+        checks_abstract = cast("AbstractClasses", self.abstract_classes) is AbstractClasses.CHECKED
         bases = cast("list[str]", self.subclasses_of)
         findings: dict[tuple[str, int, int], Finding] = {}
         undecided: list[Finding] = []
@@ -56,7 +57,7 @@ class ForbiddenDefinitionsContract(DefinitionContract):
         def collect(answer: Answer, fact: Callable[[ClassDefinition], str]) -> None:
             for definition in answer.found:
                 place = (definition.path, definition.line, definition.column)
-                counts = self.abstract_classes is AbstractClasses.CHECKED or not definition.is_abstract
+                counts = checks_abstract or not definition.is_abstract
                 if counts and definition.module in modules and place not in findings:
                     message = f"{fact(definition)} and is defined in {definition.module}: {where} may define none"
                     findings[place] = Finding(*place, definition.dotted_name, message)
@@ -79,9 +80,12 @@ class ForbiddenDefinitionsContract(DefinitionContract):
                 if open_.module in modules
             ]
         for name in cast("list[str]", self.names):
-            pattern = re.compile(fnmatch.translate(name))
-            collect(index.defined_in(modules, pattern, graph), lambda d, name=name: f"{d.name} matches {name}")
+            collect(index.defined_in(modules, re.compile(fnmatch.translate(name)), graph), _matches(name))
         return Examination(sorted(findings.values()), undecided, sorted(set(problems)))
+
+
+def _matches(name: str) -> Callable[[ClassDefinition], str]:
+    return lambda definition: f"{definition.name} matches {name}"
 
 
 def _left_out(index: Index, graph: ImportGraph, expressions: list[ModuleExpression]) -> list[str]:

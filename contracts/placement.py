@@ -46,14 +46,11 @@ class PlacementContract(DefinitionContract):
         bases = cast("list[str]", self.base_classes)
         expressions = cast("list[ModuleExpression]", self.allowed_modules)
         allowed = matching_modules("allowed_modules", expressions, graph)
+        checks_abstract = cast("AbstractClasses", self.abstract_classes) is AbstractClasses.CHECKED
         answer = index.subclasses(bases, graph)
-        checked = [
-            definition
-            for definition in answer.found
-            if self.abstract_classes is AbstractClasses.CHECKED or not definition.is_abstract
-        ]
+        checked = [definition for definition in answer.found if checks_abstract or not definition.is_abstract]
         if not checked and not answer.undecided and not answer.problems:
-            kind = "subclass" if self.abstract_classes is AbstractClasses.CHECKED else "concrete subclass"
+            kind = "subclass" if checks_abstract else "concrete subclass"
             raise UnknownNameError(
                 f"Nothing to check: {listed(bases)} has no {kind} in {listed(index.tree.roots)}."
             )

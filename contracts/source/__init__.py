@@ -7,7 +7,7 @@ from contracts.source._answer import Answer, ClassDefinition, Problem, Undecided
 from contracts.source._cache import Cache
 from contracts.source._errors import RootNotFoundError, SourceError, UnknownNameError
 from contracts.source._index import Index
-from contracts.source._search import why_left_out
+from contracts.source._left_out import why_left_out
 from contracts.source._tree import relative_path
 
 __all__ = [

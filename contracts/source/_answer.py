@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from contracts.source._errors import SourceError
 from contracts.source._tree import relative_path
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ClassDefinition:
+class ClassDefinition(NamedTuple):
     """A class, where it is defined, and how it descends from a base.
 
     ``line`` and ``column`` (from 1) are those of its name; ``chain`` holds the dotted names of its bases
@@ -31,8 +29,7 @@ class ClassDefinition:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class UndecidedClass:
+class UndecidedClass(NamedTuple):
     """A class of which reading cannot tell whether it is a subclass, and why."""
 
     path: str
@@ -48,8 +45,7 @@ class UndecidedClass:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(NamedTuple):
     """A file that should have been read and was not: ``path:line reason``."""
 
     path: str
@@ -62,23 +58,23 @@ class Problem:
         return cls(relative_path(error.path), error.line, error.reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the index found: each tuple sorted by path and line."""
 
     found: tuple[ClassDefinition, ...] = ()
     undecided: tuple[UndecidedClass, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for the cache."""
-        return asdict(self)
+    def to_plain(self) -> tuple[Any, ...]:
+        """Plain tuples, as the cache keeps them."""
+        return tuple(tuple(tuple(item) for item in part) for part in self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Answer:
-        """The inverse of ``to_json``."""
+    def from_plain(cls, data: tuple[Any, ...]) -> Answer:
+        """The inverse of ``to_plain``."""
+        found, undecided, problems = data
         return cls(
-            tuple(ClassDefinition(**{**item, "chain": tuple(item["chain"])}) for item in data["found"]),
-            tuple(UndecidedClass(**item) for item in data["undecided"]),
-            tuple(Problem(**item) for item in data["problems"]),
+            tuple(ClassDefinition(*item) for item in found),
+            tuple(UndecidedClass(*item) for item in undecided),
+            tuple(Problem(*item) for item in problems),
         )

@@ -4,18 +4,17 @@ Two files beside import-linter's own cache. Answers hold for a tree in which no 
 changed; summaries hold for a file's bytes, wherever they lie and whatever their times, so that a cache
 restored into a fresh checkout still saves the parsing. Both are written whole to a temporary file and then
 renamed, so that processes that run at once never see half of one; the last to finish wins. A file that is
-damaged, or written by another version, is as good as none.
+damaged, or written by another version, is as good as none. The format is marshal's, for speed; its check sum
+is compared first, since marshal trusts what it reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import marshal
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from contracts.source._tree import SourceFile, Tree
@@ -36,15 +35,13 @@ class Cache:
         self._settled = False
         self._answers: dict[str, Any] = {}
         self._summaries: dict[str, Any] | None = None
-        self._used_summaries: set[str] = set()
         self._new_summaries = False
         self._key = ""
 
     def open(self, tree: Tree) -> None:
         """Read what is stored for ``tree``."""
-        parts = [_version(), sys.version, *self._settings, *tree.roots, os.getcwd()]
-        self._key = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
-        self._fingerprint = tree.fingerprint()
+        self._key = _hash(_reader_version(), *self._settings, *tree.roots, os.getcwd())
+        self._fingerprint = tree.fingerprint
         self._settled = tree.settled
         stored = self._load("answers")
         if stored.get("fingerprint") == self._fingerprint and isinstance(stored.get("answers"), dict):
@@ -78,11 +75,9 @@ class Cache:
             self._new_summaries = True
 
     def _path(self, kind: str) -> str:
-        # Summaries do not depend on the tree, so a restored cache finds them under another path too.
-        key = self._key if kind == "answers" else hashlib.blake2b(
-            f"{_version()}\0{sys.version}".encode(), digest_size=8
-        ).hexdigest()
-        return os.path.join(self._folder or "", f"moe-contracts-{kind}-{key}.json")
+        # Summaries do not depend on where the tree lies, so a restored cache finds them in another folder too.
+        key = self._key if kind == "answers" else _hash(_reader_version())
+        return os.path.join(self._folder or "", f"moe-contracts-{kind}-{key}.cache")
 
     def _load(self, kind: str) -> dict[str, Any]:
         if self._folder is None:
@@ -91,16 +86,18 @@ class Cache:
             with open(self._path(kind), "rb") as file:
                 digest, _, body = file.read().partition(b"\n")
         except OSError:
-            return {}
+            return {}  # none yet, or none that can be read
         if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != digest:
             return {}
-        stored = json.loads(body)
+        stored = marshal.loads(body)  # noqa: S302  the check sum says that it is what was written
         return stored if isinstance(stored, dict) else {}
 
     def _save(self, kind: str, data: dict[str, Any]) -> None:
         if self._folder is None:
             return
-        body = json.dumps(data, separators=(",", ":")).encode()
+        import tempfile  # noqa: PLC0415  a warm run never gets here
+
+        body = marshal.dumps(data)
         digest = hashlib.blake2b(body, digest_size=16).hexdigest().encode()
         temporary = None
         try:
@@ -120,8 +117,12 @@ def _summary_key(file: SourceFile, *, deep: bool) -> str:
     return f"{file.digest}:{file.module}:{'deep' if deep else 'flat'}"
 
 
-def _version() -> str:
-    try:
-        return metadata.version("moe-contracts")
-    except metadata.PackageNotFoundError:
-        return "source"
+def _hash(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _reader_version() -> str:
+    """Changes with whatever reads the sources: this package's files, and Python with its grammar."""
+    with os.scandir(os.path.dirname(__file__)) as entries:
+        stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".py")]
+    return "\n".join([sys.version, *sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)])

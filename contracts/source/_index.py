@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import gc
-import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from grimp import ImportGraph
 
 from contracts.source._answer import Answer, ClassDefinition, Problem
 from contracts.source._cache import Cache
-from contracts.source._errors import SourceError, UnknownNameError
-from contracts.source._hierarchy import Hierarchy
-from contracts.source._resolve import ClassValue, ModuleValue, Resolver, Value
-from contracts.source._search import Search
-from contracts.source._summary import Summary, summarize
-from contracts.source._survey import Survey
-from contracts.source._tree import SourceFile, Tree, is_importable, relative_path
+from contracts.source._errors import SourceError
+from contracts.source._tree import SourceFile, Tree, relative_path
+
+# What parses and resolves is imported where it is used: a warm run, in which every answer is remembered,
+# never gets there, and would spend more time on importing it than on all the rest.
+if TYPE_CHECKING:
+    import re
+
+    from contracts.source._hierarchy import Hierarchy
+    from contracts.source._resolve import ClassValue, Resolver
+    from contracts.source._summary import Summary
+    from contracts.source._survey import Survey
 
 
 class Index:
@@ -37,11 +41,29 @@ class Index:
         cache.open(self.tree)
         self._summaries: dict[tuple[str, bool], Summary] = {}
         self.errors: dict[str, SourceError] = {}
+
+    @cached_property
+    def resolver(self) -> Resolver:
+        """Follows names across the modules."""
+        from contracts.source._resolve import Resolver  # noqa: PLC0415  see above
+
         files = self.tree.files
         packages = {module for module, file in files.items() if file.is_package}
-        self.resolver = Resolver(self.summary, lambda module: self.summary(module, deep=True), files, packages)
-        self.hierarchy = Hierarchy(self.resolver)
-        self.survey = Survey(self.tree)
+        return Resolver(self.summary, lambda module: self.summary(module, deep=True), files, packages)
+
+    @cached_property
+    def hierarchy(self) -> Hierarchy:
+        """The classes, seen as a hierarchy."""
+        from contracts.source._hierarchy import Hierarchy  # noqa: PLC0415  see above
+
+        return Hierarchy(self.resolver)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What the bytes of every file tell."""
+        from contracts.source._survey import Survey  # noqa: PLC0415  see above
+
+        return Survey(self.tree)
 
     # Questions
 
@@ -66,12 +88,14 @@ class Index:
     def left_out(self, graph: ImportGraph) -> list[SourceFile]:
         """The Python files under the root packages that the import graph does not hold."""
         hidden = [file for module, file in self.tree.files.items() if module not in graph.modules]
-        return sorted([*hidden, *(file for file, _ in self.tree.shadowed)], key=lambda file: file.path)
+        return sorted([*hidden, *self.tree.shadowed], key=lambda file: file.path)
 
     def _remembered(self, key: list[str], compute: Callable[[], Answer]) -> Answer:
         stored = self._cache.answer(key)
         if stored is not None:
-            return Answer.from_json(stored)
+            return Answer.from_plain(stored)
+        import gc  # noqa: PLC0415  see above
+
         # A syntax tree is many small objects that all live: collecting garbage among them only costs.
         collecting = gc.isenabled()
         gc.disable()
@@ -80,7 +104,7 @@ class Index:
         finally:
             if collecting:
                 gc.enable()
-        self._cache.store(key, answer.to_json())
+        self._cache.store(key, answer.to_plain())
         return answer
 
     # Reading
@@ -94,6 +118,8 @@ class Index:
                 self._summaries[key] = self.summarize_file(file, deep=deep)
             except SourceError as error:
                 self.errors[module] = error
+                from contracts.source._summary import Summary  # noqa: PLC0415  see above
+
                 self._summaries[key] = Summary()
         return self._summaries[key]
 
@@ -103,69 +129,26 @@ class Index:
         Raises:
             SourceError: it cannot be read, decoded or parsed.
         """
+        from contracts.source._summary import Summary, summarize  # noqa: PLC0415  see above
+
         stored = self._cache.summary(file, deep=deep)
         if stored is not None:
-            return Summary.from_json(stored)
+            return Summary.from_plain(stored)
         summary = summarize(file, deep=deep)
-        self._cache.keep_summary(file, summary.to_json(), deep=deep)
+        self._cache.keep_summary(file, summary.to_plain(), deep=deep)
         return summary
 
-    def resolve_bases(self, names: Sequence[str]) -> list[ClassValue]:
-        """The classes that dotted names stand for.
-
-        Raises:
-            UnknownNameError: one does not exist or lies outside the root packages.
-        """
-        return [value for name in names for value in self._resolve_base(name)]
-
-    def _resolve_base(self, name: str) -> list[ClassValue]:
-        top = name.partition(".")[0]
-        roots = ", ".join(self.tree.roots)
-        if not any(name == root or name.startswith(f"{root}.") for root in self.tree.roots):
-            if is_importable(top):
-                raise UnknownNameError(
-                    f"Base class '{name}' is outside the root packages ({roots}), which are all that is "
-                    f"read. Add '{top}' to root_packages, or name a class of {roots}."
-                )
-            raise UnknownNameError(
-                f"Base class '{name}' is outside the root packages ({roots}), and there is no package "
-                f"'{top}' on the path. Name a class of {roots}."
-            )
-        module, attributes = self._split(name)
-        values: set[Value] = {ModuleValue(module)}
-        for attribute in attributes:
-            values = {found for value in values for found in self.resolver.attribute(value, attribute)}
-        if module in self.errors:
-            raise self.errors[module]
-        classes = sorted(value for value in values if isinstance(value, ClassValue))
-        if not attributes or (not classes and values):
-            raise UnknownNameError(f"Base class '{name}' is no class that reading can find.")
-        if not classes:
-            raise UnknownNameError(f"Base class '{name}' does not exist.{self._closest(module, attributes)}")
-        return classes
-
-    def _split(self, name: str) -> tuple[str, list[str]]:
-        parts = name.split(".")
-        for length in range(len(parts), 0, -1):
-            module = ".".join(parts[:length])
-            if module in self.tree.files:
-                return module, parts[length:]
-        return parts[0], parts[1:]
-
-    def _closest(self, module: str, attributes: list[str]) -> str:
-        if len(attributes) > 1 and module in self.tree.files and self.tree.files[module].is_package:
-            wanted = f"{module}.{attributes[0]}"
-            close = difflib.get_close_matches(wanted, self.tree.files, n=1)
-            return f" Closest module: '{close[0]}'." if close else f" There is no module '{wanted}'."
-        summary = self.summary(module) if module in self.tree.files else Summary()
-        names = [record.qualname for record in summary.classes.values()]
-        close = difflib.get_close_matches(".".join(attributes), names, n=1)
-        return f" Closest name: '{close[0]}'." if close else f" {module} defines: {', '.join(sorted(names)) or 'no class'}."
-
     def _subclasses(self, names: Sequence[str], graph: ImportGraph) -> Answer:
-        return Search(self, self.resolve_bases(names), graph).run()
+        from contracts.source._bases import resolve_bases  # noqa: PLC0415  see above
+        from contracts.source._search import Search  # noqa: PLC0415  see above
+
+        return Search(self, resolve_bases(self, names), graph).run()
 
     def _defined_in(self, modules: Sequence[str], pattern: re.Pattern[str], graph: ImportGraph) -> Answer:
+        import re  # noqa: PLC0415  see above
+
+        from contracts.source._resolve import ClassValue  # noqa: PLC0415  see above
+
         found: list[ClassDefinition] = []
         problems: list[Problem] = []
         in_bytes = re.compile(pattern.pattern.encode())

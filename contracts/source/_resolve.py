@@ -380,8 +380,8 @@ class Resolver:
         if last == "getattr" and len(values) > 1:
             names = [v.value for v in values[1] if isinstance(v, Constant) and isinstance(v.value, str)]
             if names and len(names) == len(values[1]):
-                return frozenset().union(
-                    *(_each(values[0], lambda v, n=n: self.attribute(v, n)) for n in names)
+                return frozenset(
+                    found for owner in values[0] for n in names for found in self.attribute(owner, n)
                 )
             owners = {v.name for v in values[0] if isinstance(v, ModuleValue)}
             return frozenset({Unknown("getattr with a computed name", frozenset(owners), anywhere=not owners)})

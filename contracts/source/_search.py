@@ -16,9 +16,10 @@ from grimp import ImportGraph
 
 from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
 from contracts.source._errors import SourceError
+from contracts.source._left_out import why_left_out
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Unknown, Value
 from contracts.source._summary import Ref, Summary
-from contracts.source._tree import SourceFile, relative_path
+from contracts.source._tree import relative_path
 
 if TYPE_CHECKING:
     from contracts.source._index import Index
@@ -272,17 +273,6 @@ class Search:
                     if self._files.get(file.module) is not file or self._chain(value) is not None:
                         reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
                         self._problems.add(Problem(relative_path(file.path), record.line, reason))
-
-
-def why_left_out(file: SourceFile, modules: Iterable[str]) -> str:
-    """Why the import graph does not hold a file, and what to do."""
-    stem = file.path.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
-    if not stem.isidentifier():
-        return "the import graph leaves it out: its name is no Python identifier. Rename it"
-    if file.module in modules:
-        return "Python never imports it: a package of the same name lies beside it. Remove one of them"
-    folder = relative_path(file.path).replace("\\", "/").rpartition("/")[0]
-    return f"the import graph leaves it out: a folder above it has no __init__.py. Add {folder}/__init__.py"
 
 
 def _own_name(value: ClassValue) -> bytes:

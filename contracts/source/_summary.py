@@ -1,7 +1,7 @@
 """What one module says about names and classes, read from its syntax tree.
 
 A module is interpreted abstractly, statement by statement, the way Python would execute it: each name maps
-to a *ref*, a small JSON-able expression that says where its value comes from. Branches are merged
+to a *ref*, a small expression of plain lists that says where its value comes from. Branches are merged
 (`if`, `try`, `match`, loops: whatever any of them binds is possible), a later binding replaces an earlier
 one, and code that only type checkers see is left out. Refs that reach into other modules stay symbolic;
 ``_resolve`` follows them.
@@ -100,7 +100,7 @@ class Summary:
     typing_only: dict[str, Ref] = field(default_factory=dict)
     calls: list[Ref] = field(default_factory=list)
 
-    def to_json(self) -> list[Any]:
+    def to_plain(self) -> list[Any]:
         """Plain lists, for the cache."""
         return [
             self.exports,
@@ -117,8 +117,8 @@ class Summary:
         ]
 
     @classmethod
-    def from_json(cls, data: list[Any]) -> Summary:
-        """The inverse of ``to_json``."""
+    def from_plain(cls, data: list[Any]) -> Summary:
+        """The inverse of ``to_plain``."""
         exports, stars, all_, classes, functions, strings, typing_only, calls = data
         return cls(
             exports,

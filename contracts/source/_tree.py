@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
-import io
+import marshal
 import os
 import time
-import tokenize
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from contracts.source._errors import RootNotFoundError, SourceError
 
@@ -24,63 +23,69 @@ from contracts.source._errors import RootNotFoundError, SourceError
 _SETTLED_AFTER_NS = 2_000_000_000
 
 
-@dataclass(slots=True)
+class Found(NamedTuple):
+    """A file as the walk finds it; ``size`` to ``inode`` change whenever its content does."""
+
+    path: str
+    module: str
+    is_package: bool
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+
 class SourceFile:
     """A ``.py`` file under a root package.
 
     ``module`` is the dotted name under which Python would import it (for an oddly named file, the name
-    its path spells); ``signature`` is (size, mtime, ctime, inode), times in nanoseconds.
+    its path spells).
     """
 
-    module: str
-    path: str
-    is_package: bool
-    signature: tuple[int, int, int, int]
-    _content: bytes | None = field(default=None, repr=False)
-    _searchable: bytes | None = field(default=None, repr=False)
-    _digest: str | None = field(default=None, repr=False)
+    __slots__ = ("__dict__", "is_package", "module", "path")
 
-    @property
+    def __init__(self, path: str, module: str, is_package: bool) -> None:
+        self.path = path
+        self.module = module
+        self.is_package = is_package
+
+    @cached_property
     def content(self) -> bytes:
         """The file's bytes, read once.
 
         Raises:
             SourceError: it cannot be read.
         """
-        if self._content is None:
+        try:
+            # Unbuffered: three system calls a file instead of five, on trees of thousands of files.
+            descriptor = os.open(self.path, os.O_RDONLY)
             try:
-                # Unbuffered: three system calls a file instead of five, on trees of thousands of files.
-                descriptor = os.open(self.path, os.O_RDONLY)
-                try:
-                    chunks = []
-                    while chunk := os.read(descriptor, 1 << 24):
-                        chunks.append(chunk)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                raise SourceError(self.path, 1, f"cannot be read: {error.strerror}") from error
-            self._content = b"".join(chunks)
-        return self._content
+                chunks = []
+                while chunk := os.read(descriptor, 1 << 24):
+                    chunks.append(chunk)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise SourceError(self.path, 1, f"cannot be read: {error.strerror}") from error
+        return b"".join(chunks)
 
-    @property
+    @cached_property
     def searchable(self) -> bytes:
-        """The bytes to search for ASCII names: as Python reads names, so NFKC-normalised UTF-8."""
-        if self._searchable is None:
-            content = self.content
-            if b"\r" in content:
-                content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            if not content.isascii():
-                try:
-                    text = self.text
-                except SourceError:
-                    # Its parse will report the same error, if anything in it matters.
-                    pass
-                else:
-                    if not unicodedata.is_normalized("NFKC", text):
-                        text = unicodedata.normalize("NFKC", text)
-                    content = text.encode("utf-8", "surrogatepass")
-            self._searchable = content
-        return self._searchable
+        """The bytes to search for names: as Python reads names, so NFKC-normalised UTF-8."""
+        content = self.content
+        if b"\r" in content:
+            content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if content.isascii():
+            return content
+        import unicodedata  # noqa: PLC0415  a warm run never gets here
+
+        try:
+            text = self.text
+        except SourceError:
+            return content  # its parse will report the same error, if anything in it matters
+        if not unicodedata.is_normalized("NFKC", text):
+            text = unicodedata.normalize("NFKC", text)
+        return text.encode("utf-8", "surrogatepass")
 
     @property
     def text(self) -> str:
@@ -89,6 +94,9 @@ class SourceFile:
         Raises:
             SourceError: it cannot be decoded; names the line.
         """
+        import io  # noqa: PLC0415  a warm run never gets here
+        import tokenize  # noqa: PLC0415  a warm run never gets here
+
         content = self.content
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
@@ -101,12 +109,10 @@ class SourceFile:
             raise SourceError(self.path, 1, f"cannot be decoded: {error.msg}") from error
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A content hash: what was learned of these bytes holds wherever and whenever they turn up."""
-        if self._digest is None:
-            self._digest = hashlib.blake2b(self.content, digest_size=16).hexdigest()
-        return self._digest
+        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
 
 
 class Tree:
@@ -122,30 +128,37 @@ class Tree:
     def __init__(self, roots: Sequence[str]) -> None:
         self.roots = tuple(roots)
         started = time.time_ns()
-        self.files: dict[str, SourceFile] = {}
-        self.shadowed: list[tuple[SourceFile, SourceFile]] = []
-        for root in self.roots:
-            for directory in _package_directories(root):
-                for file in _walk(root, directory):
-                    self._add(file)
-        newest = max((max(file.signature[1:3]) for file in self.files.values()), default=0)
+        self._found = [
+            found for root in self.roots for directory in _package_directories(root) for found in _walk(root, directory)
+        ]
+        newest = max((max(found.modified_ns, found.changed_ns) for found in self._found), default=0)
         self.settled = started - newest > _SETTLED_AFTER_NS
 
-    def _add(self, file: SourceFile) -> None:
-        other = self.files.get(file.module)
-        if other is None or other.path == file.path:
-            self.files[file.module] = file
-            return
-        # Python imports the package where a module of the same name lies beside it.
-        winner, loser = (file, other) if file.is_package and not other.is_package else (other, file)
-        self.files[file.module] = winner
-        self.shadowed.append((loser, winner))
-
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of every file's path and signature: equal only while no file changed."""
-        lines = [f"{file.path}\0{file.signature}" for file in self.files.values()]
-        lines += [f"{file.path}\0{file.signature}" for file, _ in self.shadowed]
-        return hashlib.blake2b("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+        """A hash of every file's path, size, times and inode: equal only while no file changed."""
+        described = marshal.dumps([tuple(found) for found in sorted(self._found)])
+        return hashlib.blake2b(described, digest_size=16).hexdigest()
+
+    @cached_property
+    def files(self) -> dict[str, SourceFile]:
+        """The files by module; of two for one module, the one that Python imports."""
+        files: dict[str, SourceFile] = {}
+        for found in self._found:
+            other = files.get(found.module)
+            # Python imports the package where a module of the same name lies beside it.
+            if other is None or (found.is_package and not other.is_package):
+                files[found.module] = SourceFile(found.path, found.module, found.is_package)
+        return files
+
+    @cached_property
+    def shadowed(self) -> list[SourceFile]:
+        """The files that Python never imports, for a package of the same name."""
+        return [
+            SourceFile(found.path, found.module, found.is_package)
+            for found in self._found
+            if self.files[found.module].path != found.path
+        ]
 
 
 def relative_path(path: str) -> str:
@@ -180,7 +193,7 @@ def _package_directories(root: str) -> list[str]:
     return [os.path.realpath(location) for location in spec.submodule_search_locations]
 
 
-def _walk(package: str, directory: str) -> Iterator[SourceFile]:
+def _walk(package: str, directory: str) -> Iterator[Found]:
     pending = [(package, directory)]
     followed: set[str] = set()
     while pending:
@@ -191,11 +204,14 @@ def _walk(package: str, directory: str) -> Iterator[SourceFile]:
                     stem = entry.name[:-3]
                     is_package = stem == "__init__"
                     stat = entry.stat()
-                    yield SourceFile(
-                        module=name if is_package else f"{name}.{stem}",
-                        path=entry.path,
-                        is_package=is_package,
-                        signature=(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
+                    yield Found(
+                        entry.path,
+                        name if is_package else f"{name}.{stem}",
+                        is_package,
+                        stat.st_size,
+                        stat.st_mtime_ns,
+                        stat.st_ctime_ns,
+                        stat.st_ino,
                     )
                 elif "." not in entry.name and entry.name != "__pycache__" and entry.is_dir():
                     if entry.is_symlink():
