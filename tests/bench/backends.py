@@ -160,7 +160,7 @@ def lose_a_rank(group: EpGroup) -> str:
 class Worlds:
     """Worlds by size, each started once; one that failed is started again."""
 
-    def __init__(self, device: str, transport: TransportChoice, seconds: float = 60.0) -> None:
+    def __init__(self, device: str, transport: TransportChoice, seconds: float = 20.0) -> None:
         self.device, self.transport, self.seconds = device, transport, seconds
         self._current: World | None = None
 

@@ -373,19 +373,15 @@ def interleaved(group: EpGroup, case: Case) -> list[float]:
     for number, trip in enumerate(trips):
         with ubatch(number):
             ending.append(pf.finalize_async(*trip.finalize_arguments()))
+    # The low-latency kernels have to receive one send before the next, so only the last is sure to be outstanding.
+    if group.world_size > 1 and trips[1].output.numel():
+        assert trips[1].output.isnan().all(), "output is final before the receiver was called"
     for number in reversed(range(len(trips))):
-        if world_moves(group) and trips[number].output.numel():
-            assert trips[number].output.isnan().all(), "output is final before the receiver was called"
         hook, receiver = ending[number] if isinstance(ending[number], tuple) else (None, ending[number])
         if hook is not None:
             hook()
         receiver()
     return [trip.error() for trip in trips]
-
-
-def world_moves(group: EpGroup) -> bool:
-    """Whether anything travels at all."""
-    return group.world_size > 1
 
 
 def caller_overwrites_routing(group: EpGroup, case: Case) -> float:

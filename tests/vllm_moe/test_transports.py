@@ -541,17 +541,18 @@ def test_one_sided_dispatch_twice_without_combine_is_refused():
     op.dispatch(*arguments)
 
 
-def test_a_third_unreceived_send_is_refused():
-    """There are two buffers."""
+def test_a_send_before_the_last_was_received_is_refused():
+    """It would clear the counters that the other's receive half still has to read."""
     buffer = TorchNixlEpBuffer(EpGroup(), 4)
     x, ids = torch.zeros(1, 2048, dtype=BF16), torch.zeros(1, 1, dtype=I64)
-    hooks = [buffer.dispatch(x, ids, 4, use_fp8=False, return_recv_hook=True)[4] for _ in range(2)]
+    hook = buffer.dispatch(x, ids, 4, use_fp8=False, return_recv_hook=True)[4]
     with pytest.raises(TransportError) as error:
         buffer.dispatch(x, ids, 4, use_fp8=False, return_recv_hook=True)
     assert message(error) == (
-        "nixl_ep dispatch: 2 earlier sends have not been received and there are 2 buffers. Run their hooks first."
+        "nixl_ep dispatch: the send before this one has not been received, and this one would clear its counters. Run "
+        "its hook first."
     )
-    hooks[0]()
+    hook()
     buffer.dispatch(x, ids, 4, use_fp8=False, return_recv_hook=True)
 
 

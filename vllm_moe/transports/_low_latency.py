@@ -21,7 +21,6 @@ LOW_LATENCY_HIDDEN_SIZES = [2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192]
 _BLOCK = 128
 _FP8_MAX = 448.0
 _SMALLEST_AMAX = 1e-4
-_BUFFERS = 2
 
 
 class EventOverlap:
@@ -52,8 +51,8 @@ class LowLatencyExchange:
     """Dispatch into the batched format, combine out of it, each in a send and a receive half.
 
     As with the vendors' kernels the tensors that dispatch returns hold garbage until the receive half has
-    run, and in the rows past an expert's count for ever; there are two buffers, so at most two sends may be
-    unreceived; and nothing of one rank's send waits for another rank. Rows of an expert are in the order of
+    run, and in the rows past an expert's count for ever; a send clears the counters of the one before, which
+    has to have been received; and nothing of one rank's send waits for another rank. Rows of an expert are in the order of
     (source rank, token), where the vendors' order of ranks is by chance.
 
     Raises TransportError for a broken precondition; see :meth:`dispatch` and :meth:`combine`.
@@ -275,11 +274,10 @@ class LowLatencyExchange:
             raise TransportError(
                 f"{where}: async_finish and return_recv_hook exclude each other. Ask for one."
             )
-        if self._unreceived == _BUFFERS:
+        if self._unreceived:
             raise TransportError(
-                f"{where}: {self._unreceived} earlier sends have not been received and there are {_BUFFERS} "
-                "buffers. "
-                "Run their hooks first."
+                f"{where}: the send before this one has not been received, and this one would clear its counters. "
+                "Run its hook first."
             )
         self._unreceived += 1
 

@@ -27,8 +27,9 @@ class NixlEpBuffer(Protocol):
     Preconditions: ``x`` is contiguous bf16 with one of :data:`LOW_LATENCY_HIDDEN_SIZES` columns and at most
     ``num_max_dispatch_tokens_per_rank`` rows, a number that is the same on every rank and times the ranks a
     multiple of 4; ids are contiguous, of the dtype that the library was compiled for, and -1 means no expert;
-    ``use_fp8`` needs a hidden size that is a multiple of 512; weights are float32. There are two buffers: the
-    results of no more than two calls may be held. ``num_experts`` is required up to release 1.2, ignored in
+    ``use_fp8`` needs a hidden size that is a multiple of 512; weights are float32. There are two
+    buffers, used in turn, and a send clears the counters of the other one: the receive half of a call has to have
+    run before the next call. ``num_experts`` is required up to release 1.2, ignored in
     1.3 and 1.4, and the physical capacity from 1.5 on: pass the number of physical experts, which is right
     for all.
     """
@@ -206,7 +207,8 @@ class VendorNixlEpBuffer:
         self.buffer.update_memory_buffers(
             num_ranks=world, num_experts_per_rank=num_experts_per_rank, num_rdma_bytes=size
         )
-        self.buffer.connect_ranks([rank for rank in range(world) if rank != group.rank])
+        # This rank is among them because the library takes no empty list; it leaves itself out.
+        self.buffer.connect_ranks(list(range(world)))
         group.barrier("nixl_ep connection")
         store.delete_all()
         self._mask = torch.zeros(world, dtype=torch.int32, device=group.device)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -30,6 +31,35 @@ __all__ = ["QUANT_BLOCK_SIZE", "LowLatencyPrepareAndFinalize"]
 
 QUANT_BLOCK_SIZE = 128
 """The kernels quantize dispatched rows in chunks of this many elements."""
+
+
+_UNRECEIVED: WeakKeyDictionary[object, Callable[[], None]] = WeakKeyDictionary()
+"""For each buffer, the receive half of its last send, if that has not run yet.
+
+A send clears the counters of the buffer's other half, so the send before it has to have been received, whoever made it:
+another micro-batch, or another layer on the same buffer. vLLM's driver runs that hook before each send; here the
+backends do, and running it again later does nothing.
+"""
+
+
+def _receive_earlier(buffer: object) -> None:
+    hook = _UNRECEIVED.get(buffer)
+    if hook is not None:
+        hook()
+
+
+def _register(buffer: object, hook: Callable[[], None] | None) -> Callable[[], None]:
+    """Note a send's receive half, and give it in a form that runs once."""
+    assert hook is not None  # it was asked for
+    receive = hook
+
+    def once() -> None:
+        if _UNRECEIVED.get(buffer) is once:
+            del _UNRECEIVED[buffer]
+            receive()
+
+    _UNRECEIVED[buffer] = once
+    return once
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,7 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         local_expert_global_ids: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
+        self._shared_buffer = buffer
         self.max_tokens_per_rank = max_tokens_per_rank
         self.num_dispatchers_ = num_dispatchers
         self.use_fp8_dispatch = use_fp8_dispatch
@@ -165,17 +196,16 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         refuse_ids_out_of_range(where, topk_ids, num_experts if table is None else table.numel())
         weights = torch.ones_like(topk_weights) if apply_router_weight_on_input else topk_weights
         ids, weights = _merge_repeated(self._physical(topk_ids), weights.to(torch.float32))
-        counts_and_rows = self._dispatch(rows.contiguous(), ids, num_experts)
-        received, counts, handle, _, hook = counts_and_rows
+        _receive_earlier(self._shared_buffer)
+        received, counts, handle, _, hook = self._dispatch(rows.contiguous(), ids, num_experts)
         # Copies, all of them: the caller may reuse its tensors before finalize.
         self.handles[dbo_current_ubatch_id()] = _InFlight(handle, ids, weights)
-        assert hook is not None  # it was asked for
 
         def receive() -> mk.PrepareResultType:
             a1q, a1q_scale = self._quantize(received, counts, a1.dtype, quant_config)
             return a1q, a1q_scale, mk.ExpertTokensMetadata(counts, None), None, None
 
-        return hook, receive
+        return _register(self._shared_buffer, hook), receive
 
     def prepare(
         self,
@@ -233,14 +263,14 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         rows = fused_expert_output.to(torch.bfloat16).contiguous()
         direct = output.is_contiguous() and output.dtype is torch.bfloat16 and not share_memory(output, rows)
         out = output if direct else torch.empty(output.shape, dtype=torch.bfloat16, device=output.device)
+        _receive_earlier(self._shared_buffer)
         _, _, hook = self._combine(rows, flight.topk_ids, flight.topk_weights, flight.handle, out)
-        assert hook is not None  # it was asked for
 
         def receive() -> None:
             if not direct:
                 output.copy_(out)
 
-        return hook, receive
+        return _register(self._shared_buffer, hook), receive
 
     def finalize(
         self,
