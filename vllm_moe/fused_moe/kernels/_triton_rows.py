@@ -1,9 +1,12 @@
 """Launches of the Triton kernels on rows; the functions have the signatures of their torch twins.
 
-Two shapes of the same work. For a few tokens (decode) every program counts for itself in the ids of all
-earlier tokens, which are in the cache anyway: one launch in all. For more, one program an expert walks over
-the ids once and writes each slot's row down, and a second launch moves the data.
+A token's row at an expert is the number of earlier tokens that name the expert. Up to
+``MOST_COUNTED_TOKENS`` (decode) every program counts for itself in the ids of all earlier tokens, which are
+in the cache anyway: one launch in all. Above, a first launch tallies each chunk of tokens for each expert,
+and a program then counts within its chunk only and adds the tallies before it: two launches.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -14,9 +17,11 @@ from vllm_moe.fused_moe.kernels._jit_rows import (
     SLOTS,
     amax_kernel,
     gather_kernel,
-    route_kernel,
+    place_kernel,
     scatter_kernel,
+    tally_kernel,
 )
+from vllm_moe.fused_moe.kernels._launch import Launcher
 from vllm_moe.fused_moe.kernels.quantize import SMALLEST_AMAX, UNQUANTIZED, QuantKind, QuantScheme
 from vllm_moe.fused_moe.kernels.reduce import share_memory
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement
@@ -32,12 +37,15 @@ __all__ = [
     "weight_and_reduce",
 ]
 
-MOST_COUNTED_IDS = 2048
-"""Up to so many ids (a power of two of tokens times one of topk), each program counts for itself."""
+MOST_COUNTED_TOKENS = 128
+_CHUNK = 64
+_EVERYWHERE = ExpertPlacement(1)
 
-# An id out of range has to be refused without waiting for the device, so the kernel traps. The overflow
-# checks that come with the debug option are not wanted.
-_ASSERTING = {"debug": True, "sanitize_overflow": False}
+_tally = Launcher(tally_kernel)
+_place = Launcher(place_kernel)
+_scatter = Launcher(scatter_kernel)
+_amax = Launcher(amax_kernel)
+_gather = Launcher(gather_kernel)
 
 
 def _power_of_two(number: int) -> int:
@@ -55,78 +63,102 @@ def _contiguous_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
 
 
-def _bounds(placement: ExpertPlacement) -> tuple[bool, int, int]:
-    """Whether ids are bounded, by what, and how many entries ``expert_map`` has."""
+class _Routing(NamedTuple):
+    """How the kernels find a token's experts and its rows there."""
+
+    ids: torch.Tensor
+    tally: torch.Tensor | None
+    chunks: int
+    chunk: int
+    width: int
+    topk: int
+    topk2: int
+    placement: ExpertPlacement
+    bounds: tuple[int, int, int, int]
+    """Bound of the ids and of the map, first local expert and number of local ones."""
+    bounded: bool
+
+    @property
+    def tables(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return self.placement.global_to_physical, self.placement.expert_map
+
+
+def _routing(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> _Routing:
+    """Set the counting up, and tally the chunks where there are several."""
+    experts = placement.num_local_experts
+    if experts * rows >= 2**31:
+        raise ValueError(
+            f"{experts} experts with {rows} rows each are {experts * rows} rows, expected fewer than "
+            "2^31. Pass fewer tokens at a time."
+        )
+    tokens, topk = topk_ids.shape
     to_physical, expert_map = placement.global_to_physical, placement.expert_map
     map_bound = 0 if expert_map is None else expert_map.numel()
+    first = placement.first_expert if expert_map is None else 0
+    bound = placement.num_experts
     if to_physical is not None:
-        return True, to_physical.numel(), map_bound
-    if expert_map is not None:
-        return True, map_bound, map_bound
-    return placement.num_experts is not None, placement.num_experts or 0, 0
+        bound = to_physical.numel()
+    elif expert_map is not None:
+        bound = map_bound
+    bounds = (bound or 0, map_bound, first, experts)
+    topk2 = _power_of_two(topk)
+    if tokens <= MOST_COUNTED_TOKENS:
+        chunk = max(_power_of_two(tokens), 16)
+        return _Routing(topk_ids, None, 1, chunk, chunk, topk, topk2, placement, bounds, bound is not None)
+    # As many chunks as tokens in a chunk when there are many, so that neither count is long.
+    chunk = max(_CHUNK, _power_of_two(int(tokens**0.5)))
+    chunks = -(-tokens // chunk)
+    tally = torch.empty((experts, chunks), dtype=torch.int32, device=topk_ids.device)
+    width = max(chunk, _power_of_two(chunks))
+    routing = _Routing(
+        topk_ids, tally, chunks, chunk, width, topk, topk2, placement, bounds, bound is not None
+    )
+    block = min(_power_of_two(experts), 32)
+    _tally(
+        chunks,
+        (topk_ids, to_physical, expert_map, tally),
+        (tokens, chunks),
+        (topk, routing.bounded, *bounds, chunk, block),
+        num_warps=4,
+        programs_y=-(-experts // block),
+    )
+    return routing
 
 
-def _first(placement: ExpertPlacement) -> int:
-    return placement.first_expert if placement.expert_map is None else 0
-
-
-def _launch_route(
-    topk_ids: torch.Tensor,
-    placement: ExpertPlacement,
+def _place_slots(
+    routing: _Routing,
     rows: int,
-    slots: torch.Tensor | None,
-    counts: torch.Tensor,
-    scheme: QuantScheme = UNQUANTIZED,
+    limit: float = 0.0,
     scale: torch.Tensor | None = None,
     amax: torch.Tensor | None = None,
-) -> None:
-    tokens, topk = topk_ids.shape
-    bounded, bound, map_bound = _bounds(placement)
-    topk2 = _power_of_two(topk)
-    block = max(16, min(_power_of_two(tokens), 8192 // topk2))
-    route_kernel[(placement.num_local_experts,)](
-        topk_ids,
-        placement.global_to_physical,
-        placement.expert_map,
-        slots,
-        counts,
-        scheme.static_scale,
-        scale,
-        amax,
-        tokens,
-        topk,
-        rows,
-        bound,
-        map_bound,
-        _first(placement),
-        placement.num_local_experts,
-        LIMIT=scheme.limit,
-        BOUNDED=bounded,
-        TOPK2=topk2,
-        TOKENS=block,
-        num_warps=16 if block * topk2 >= 8192 else 4,
-        **_ASSERTING,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, topk = routing.ids.shape
+    device = routing.ids.device
+    slots = torch.empty((tokens, topk), dtype=torch.int32, device=device)
+    counts = torch.empty(routing.placement.num_local_experts, dtype=torch.int32, device=device)
+    _place(
+        tokens + counts.numel(),
+        (routing.ids, *routing.tables, routing.tally, slots, counts, scale, amax),
+        (tokens, routing.chunks, rows),
+        (topk, routing.topk2, routing.bounded, *routing.bounds, routing.chunk, routing.width, limit),
+        num_warps=max(1, min(4, routing.width * routing.topk2 // 512)),
     )
+    return slots, counts
 
 
 def route(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`~vllm_moe.fused_moe.kernels.routing.route_torch`."""
-    topk_ids = _signed_ids(topk_ids)
-    slots = torch.empty(topk_ids.shape, dtype=torch.int32, device=topk_ids.device)
-    counts = torch.empty(placement.num_local_experts, dtype=torch.int32, device=topk_ids.device)
-    _launch_route(topk_ids, placement, rows, slots, counts)
-    return slots, counts
+    return _place_slots(_routing(_signed_ids(topk_ids), placement, rows), rows)
 
 
 def count_expert_num_tokens(
     topk_ids: torch.Tensor, num_local_experts: int, expert_map: torch.Tensor | None
 ) -> torch.Tensor:
     """See :func:`~vllm_moe.fused_moe.kernels.routing.count_expert_num_tokens_torch`."""
-    counts = torch.empty(num_local_experts, dtype=torch.int32, device=topk_ids.device)
     # One column, so that an expert named twice in a row counts twice.
     ids = _signed_ids(topk_ids).view(-1, 1)
-    _launch_route(ids, ExpertPlacement(num_local_experts, expert_map=expert_map), 0, None, counts)
-    return counts
+    placement = ExpertPlacement(num_local_experts, expert_map=expert_map)
+    return _place_slots(_routing(ids, placement, 1), 1)[1]
 
 
 def _scatter_shape(tokens: int, hidden: int, element_size: int, scheme: QuantScheme) -> tuple[int, int]:
@@ -134,13 +166,9 @@ def _scatter_shape(tokens: int, hidden: int, element_size: int, scheme: QuantSch
     whole = _power_of_two(hidden)
     if scheme.kind is QuantKind.TOKEN:
         return whole, max(4, min(16, whole // 1024))
-    group = max(scheme.group, 1)
-    if tokens * hidden * element_size >= 8 * 2**20:
-        block = min(whole, 8192)
-    else:
-        block = min(whole, 2048)
-    block = max(block, group)
-    return block, max(1, min(8, block * element_size // 2048))
+    few = tokens * hidden * element_size < 2**22
+    block = max(min(whole, 4096 if few else 8192), scheme.group)
+    return block, max(1, min(8, block // 512 if few else block // 1024))
 
 
 def _check_group(scheme: QuantScheme) -> None:
@@ -154,72 +182,78 @@ def _check_group(scheme: QuantScheme) -> None:
 def _launch_scatter(
     find: int,
     a: torch.Tensor,
-    weight: torch.Tensor | None,
-    topk_ids: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    counts: torch.Tensor | None,
-    placement: ExpertPlacement,
-    rows: int,
     scheme: QuantScheme,
     out: torch.Tensor,
     scale: torch.Tensor | None,
+    *,
+    routing: _Routing | None = None,
+    rows: int = 1,
+    weight: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
     amax: torch.Tensor | None = None,
     row_scale: torch.Tensor | None = None,
     slots_out: torch.Tensor | None = None,
 ) -> None:
     tokens, hidden = a.shape
-    like = topk_ids if topk_ids is not None else slots
-    topk = 1 if like is None else like.size(1)
-    bounded, bound, map_bound = _bounds(placement)
     block, warps = _scatter_shape(tokens, hidden, a.element_size(), scheme)
-    chunks = -(-hidden // block)
-    counting = find == COUNTING.value
-    programs = tokens * chunks + (placement.num_local_experts if counting else 0)
+    parts = -(-hidden // block)
+    ids = tally = to_physical = expert_map = None
+    topk, topk2, bounded, bounds, chunk, width, chunks = 1, 1, False, (0, 0, 0, 1), 1, 1, 1
+    programs = tokens * parts
+    if routing is not None:
+        topk, topk2, bounds = routing.topk, routing.topk2, routing.bounds
+    if find == COUNTING.value:
+        assert routing is not None
+        ids, tally = routing.ids, routing.tally
+        to_physical, expert_map = routing.tables
+        bounded, chunk, width, chunks = routing.bounded, routing.chunk, routing.width, routing.chunks
+        programs += routing.placement.num_local_experts
     if programs == 0:
         return
-    groups = scheme.scales_per_row(hidden) if row_scale is None else row_scale.size(1)
-    scatter_kernel[(programs,)](
-        a,
-        weight,
-        topk_ids,
-        slots,
-        counts,
-        placement.global_to_physical,
-        placement.expert_map,
-        scheme.static_scale,
-        amax,
-        row_scale,
-        out,
-        scale,
-        slots_out,
-        tokens,
-        hidden,
-        groups,
-        a.stride(0),
-        topk,
-        rows,
-        bound,
-        map_bound,
-        _first(placement),
-        placement.num_local_experts,
-        LIMIT=scheme.limit,
-        FIND=find,
-        KIND=int(scheme.kind),
-        GROUP=scheme.group,
-        BOUNDED=bounded,
-        TOPK=topk,
-        TOPK2=_power_of_two(topk),
-        TOKENS=_power_of_two(tokens) if counting else 1,
-        EXPERTS2=_power_of_two(placement.num_local_experts),
-        BLOCK=block,
-        CHUNKS=chunks,
+    scales = scheme.scales_per_row(hidden) if row_scale is None else row_scale.size(1)
+    _scatter(
+        programs,
+        (
+            a,
+            weight,
+            ids,
+            to_physical,
+            expert_map,
+            tally,
+            slots,
+            counts,
+            scheme.static_scale,
+            amax,
+            row_scale,
+            out,
+            scale,
+            slots_out,
+        ),
+        (tokens, chunks, rows),
+        (
+            hidden,
+            a.stride(0),
+            scales,
+            topk,
+            topk2,
+            bounded,
+            *bounds,
+            _power_of_two(bounds[3]),
+            chunk,
+            width,
+            find,
+            int(scheme.kind),
+            scheme.limit,
+            scheme.group,
+            block,
+            parts,
+        ),
         num_warps=warps,
-        **_ASSERTING,
     )
 
 
 def _launch_amax(
-    find: int,
     a: torch.Tensor,
     weight: torch.Tensor | None,
     row_mask: torch.Tensor | None,
@@ -228,24 +262,16 @@ def _launch_amax(
     amax: torch.Tensor,
 ) -> None:
     tokens, hidden = a.shape
-    if tokens == 0:
-        return
-    topk = 1 if slots is None else slots.size(1)
-    amax_kernel[(tokens,)](
-        a,
-        weight,
-        row_mask,
-        slots,
-        amax,
-        hidden,
-        a.stride(0),
-        topk,
-        rows,
-        FIND=find,
-        TOPK=topk,
-        BLOCK=min(_power_of_two(hidden), 4096),
-        num_warps=4,
-    )
+    if tokens:
+        topk = 1 if slots is None else slots.size(1)
+        block = min(_power_of_two(hidden), 4096)
+        _amax(
+            tokens,
+            (a, weight, row_mask, slots, amax),
+            (rows,),
+            (hidden, a.stride(0), topk, block),
+            num_warps=4,
+        )
 
 
 def batched_prepare(
@@ -259,33 +285,46 @@ def batched_prepare(
     """See :func:`~vllm_moe.fused_moe.kernels.batched.batched_prepare_torch`."""
     _check_group(scheme)
     a1 = _contiguous_rows(a1)
-    topk_ids = _signed_ids(topk_ids)
     weight = None if topk_weights is None else topk_weights.contiguous()
-    tokens, topk = topk_ids.shape
     hidden = a1.size(1)
     experts = placement.num_local_experts
     device = a1.device
+    routing = _routing(_signed_ids(topk_ids), placement, rows)
     out = torch.empty((experts, rows, hidden), dtype=scheme.dtype or a1.dtype, device=device)
-    counts = torch.empty(experts, dtype=torch.int32, device=device)
     scale: torch.Tensor | None = None
-    amax: torch.Tensor | None = None
-    per_row = scheme.scales_per_row(hidden)
     if scheme.kind is not QuantKind.NONE:
+        per_row = scheme.scales_per_row(hidden)
         shape = (experts, rows, per_row) if per_row else (experts, 1, 1)
         scale = torch.empty(shape, dtype=torch.float32, device=device)
     if scheme.kind is QuantKind.DYNAMIC_TENSOR:
         amax = torch.empty(experts, dtype=torch.float32, device=device)
-    few = _power_of_two(tokens) * _power_of_two(topk) <= MOST_COUNTED_IDS
-    if few and amax is None:
+        slots, counts = _place_slots(routing, rows, scheme.limit, scale, amax)
+        _launch_amax(a1, weight, None, slots, rows, amax)
         _launch_scatter(
-            COUNTING.value, a1, weight, topk_ids, None, counts, placement, rows, scheme, out, scale
+            SLOTS.value,
+            a1,
+            scheme,
+            out,
+            scale,
+            routing=routing,
+            rows=rows,
+            weight=weight,
+            slots=slots,
+            amax=amax,
         )
-        return out, scale, counts
-    slots = torch.empty((tokens, topk), dtype=torch.int32, device=device)
-    _launch_route(topk_ids, placement, rows, slots, counts, scheme, scale, amax)
-    if amax is not None:
-        _launch_amax(SLOTS.value, a1, weight, None, slots, rows, amax)
-    _launch_scatter(SLOTS.value, a1, weight, None, slots, counts, placement, rows, scheme, out, scale, amax)
+    else:
+        counts = torch.empty(experts, dtype=torch.int32, device=device)
+        _launch_scatter(
+            COUNTING.value,
+            a1,
+            scheme,
+            out,
+            scale,
+            routing=routing,
+            rows=rows,
+            weight=weight,
+            counts=counts,
+        )
     return out, scale, counts
 
 
@@ -308,11 +347,9 @@ def quantize_rows(
     else:
         amax = torch.zeros(1, dtype=torch.float32, device=a.device)
         scale = torch.full((1, 1), SMALLEST_AMAX / scheme.limit, dtype=torch.float32, device=a.device)
-        _launch_amax(IDENTITY.value, a, None, row_mask, None, max(tokens, 1), amax)
-    placement = ExpertPlacement(1)
-    _launch_scatter(
-        IDENTITY.value, a, None, None, None, None, placement, max(tokens, 1), scheme, out, scale, amax
-    )
+        _launch_amax(a, None, row_mask, None, 1, amax)
+    # The scale of all rows is written by the first: rows is a number that no other row is a multiple of.
+    _launch_scatter(IDENTITY.value, a, scheme, out, scale, rows=max(tokens, 1), amax=amax)
     return out, scale
 
 
@@ -324,7 +361,9 @@ def permute_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """See :func:`~vllm_moe.fused_moe.kernels.permute.permute_tokens_torch`."""
     tokens, topk = topk_ids.shape
-    slots, counts = route(topk_ids, placement, max(tokens, 1))
+    rows = max(tokens, 1)
+    routing = _routing(_signed_ids(topk_ids), placement, rows)
+    slots, counts = _place_slots(routing, rows)
     compact = torch.empty_like(slots)
     hidden_states = _contiguous_rows(hidden_states)
     permuted = hidden_states.new_empty(tokens * topk, hidden_states.size(1))
@@ -339,15 +378,13 @@ def permute_tokens(
     _launch_scatter(
         COMPACT.value,
         source,
-        None,
-        None,
-        slots,
-        counts,
-        placement,
-        max(tokens, 1),
         UNQUANTIZED,
         target,
         permuted_scale if row_scale is not None else None,
+        routing=routing,
+        rows=rows,
+        slots=slots,
+        counts=counts,
         row_scale=row_scale,
         slots_out=compact,
     )
@@ -356,12 +393,8 @@ def permute_tokens(
 
 def _gather_shape(tokens: int, hidden: int) -> tuple[int, int]:
     """Columns of one program and its warps."""
-    whole = _power_of_two(hidden)
-    if tokens * hidden >= 2**22:
-        block = min(whole, 2048)
-        return block, max(1, block // 512)
-    block = min(whole, 1024)
-    return block, max(1, block // 256)
+    block = min(_power_of_two(hidden), 4096 if tokens * hidden >= 2**20 else 2048)
+    return block, max(1, block // 512)
 
 
 def _launch_gather(
@@ -369,48 +402,55 @@ def _launch_gather(
     output: torch.Tensor,
     fused_rows: torch.Tensor,
     topk_weights: torch.Tensor | None,
-    topk_ids: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    placement: ExpertPlacement,
-    rows: int,
+    *,
+    ids: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    routing: _Routing | None = None,
+    rows: int = 1,
 ) -> None:
     tokens, hidden = output.shape
     if tokens == 0 or hidden == 0:
         return
-    like = topk_ids if topk_ids is not None else slots
+    tally = to_physical = expert_map = None
+    topk2, bounds, chunk, width, chunks = 1, (0, 0, 0, 1), 1, 1, 1
+    if routing is not None:
+        ids, tally = routing.ids, routing.tally
+        to_physical, expert_map = routing.tables
+        topk2, bounds = routing.topk2, routing.bounds
+        chunk, width, chunks = routing.chunk, routing.width, routing.chunks
+    like = ids if slots is None else slots
     assert like is not None
-    topk = like.size(1)
     fused_rows = _contiguous_rows(fused_rows)
     direct = output.stride(1) == 1 and not share_memory(output, fused_rows)
     target = output if direct else torch.empty_like(output, memory_format=torch.contiguous_format)
-    weights = None if topk_weights is None else topk_weights.contiguous()
-    _, bound, map_bound = _bounds(placement)
     block, warps = _gather_shape(tokens, hidden)
-    chunks = -(-hidden // block)
-    gather_kernel[(tokens * chunks,)](
-        fused_rows,
-        weights,
-        topk_ids,
-        slots,
-        placement.global_to_physical,
-        placement.expert_map,
-        target,
-        tokens,
-        hidden,
-        fused_rows.stride(0),
-        target.stride(0),
-        topk,
-        rows,
-        bound,
-        map_bound,
-        _first(placement),
-        placement.num_local_experts,
-        FIND=find,
-        TOPK=topk,
-        TOPK2=_power_of_two(topk),
-        TOKENS=_power_of_two(tokens) if find == COUNTING.value else 1,
-        BLOCK=block,
-        CHUNKS=chunks,
+    parts = -(-hidden // block)
+    _gather(
+        tokens * parts,
+        (
+            fused_rows,
+            None if topk_weights is None else topk_weights.contiguous(),
+            ids,
+            to_physical,
+            expert_map,
+            tally,
+            slots,
+            target,
+        ),
+        (chunks, rows),
+        (
+            hidden,
+            fused_rows.stride(0),
+            target.stride(0),
+            like.size(1),
+            topk2,
+            *bounds,
+            chunk,
+            width,
+            find,
+            block,
+            parts,
+        ),
         num_warps=warps,
     )
     if target is not output:
@@ -421,7 +461,7 @@ def combine_rows(
     output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.combine_rows_torch`."""
-    _launch_gather(SLOTS.value, output, rows, topk_weights, None, slots.contiguous(), ExpertPlacement(1), 1)
+    _launch_gather(SLOTS.value, output, rows, topk_weights, slots=slots.contiguous())
 
 
 def weight_and_reduce(
@@ -432,9 +472,7 @@ def weight_and_reduce(
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.weight_and_reduce_torch`."""
     rows = fused_expert_output.reshape(-1, fused_expert_output.size(-1))
-    _launch_gather(
-        IDENTITY.value, output, rows, topk_weights, _signed_ids(topk_ids), None, ExpertPlacement(1), 1
-    )
+    _launch_gather(IDENTITY.value, output, rows, topk_weights, ids=_signed_ids(topk_ids))
 
 
 def batched_finalize(
@@ -446,11 +484,6 @@ def batched_finalize(
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.batched_finalize_torch`."""
     rows = fused_expert_output.size(1)
-    tokens, topk = topk_ids.shape
     fused_rows = fused_expert_output.reshape(-1, fused_expert_output.size(2))
-    topk_ids = _signed_ids(topk_ids)
-    if _power_of_two(tokens) * _power_of_two(topk) <= MOST_COUNTED_IDS:
-        _launch_gather(COUNTING.value, output, fused_rows, topk_weights, topk_ids, None, placement, rows)
-        return
-    slots, _ = route(topk_ids, placement, rows)
-    _launch_gather(SLOTS.value, output, fused_rows, topk_weights, None, slots, placement, rows)
+    routing = _routing(_signed_ids(topk_ids), placement, rows)
+    _launch_gather(COUNTING.value, output, fused_rows, topk_weights, routing=routing, rows=rows)
