@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grimp import ImportGraph
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import re
 
     from contracts.source._hierarchy import Hierarchy
+    from contracts.source._outside import OutsideFiles
     from contracts.source._resolve import ClassValue, Resolver
     from contracts.source._summary import Summary
     from contracts.source._survey import Survey
@@ -91,9 +92,21 @@ class Index:
         return sorted([*hidden, *self.tree.shadowed], key=lambda file: file.path)
 
     def _remembered(self, key: list[str], compute: Callable[[], Answer]) -> Answer:
+        return Answer.from_plain(self.remembered(key, lambda: compute().to_plain()))
+
+    def remembered(self, key: list[str], compute: Callable[[], Any], outside: OutsideFiles | None = None) -> Any:
+        """What ``compute`` gives, from the cache while no file changed.
+
+        Args:
+            key: what is asked.
+            compute: finds the answer, in plain data and not None.
+            outside: the files beside the tree that the answer depends on, too.
+        """
         stored = self._cache.answer(key)
-        if stored is not None:
-            return Answer.from_plain(stored)
+        if stored is not None and outside is None:
+            return stored
+        if stored is not None and outside is not None and stored[0] == outside.fingerprint:
+            return stored[1]
         import gc  # noqa: PLC0415  see above
 
         # A syntax tree is many small objects that all live: collecting garbage among them only costs.
@@ -104,7 +117,10 @@ class Index:
         finally:
             if collecting:
                 gc.enable()
-        self._cache.store(key, answer.to_plain())
+        if outside is None:
+            self._cache.store(key, answer)
+        elif outside.settled:
+            self._cache.store(key, [outside.fingerprint, answer])
         return answer
 
     # Reading

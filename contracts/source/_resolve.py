@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -245,7 +246,7 @@ class Resolver:
             case ["v", value]:
                 return frozenset({Constant(value)})
             case ["b", name]:
-                return frozenset({External(f"builtins.{name}")})
+                return frozenset({self._unbound(module, name)})
             case ["x", reason]:
                 return frozenset({Unknown(reason, frozenset({module}))})
             case _:
@@ -281,7 +282,14 @@ class Resolver:
         summary = self._summary(module)
         if name in summary.exports or any(self.star_has(star, name) for star in summary.stars):
             return self.export(module, name)
-        return frozenset({External(f"builtins.{name}")})
+        return frozenset({self._unbound(module, name)})
+
+    def _unbound(self, module: str, name: str) -> Value:
+        """What a name is that its module never binds."""
+        submodule = f"{module}.{name}"
+        if submodule in self._modules and not hasattr(builtins, name):
+            return ModuleValue(submodule)  # importing a submodule binds its name in the package
+        return External(f"builtins.{name}")
 
     def attribute(self, value: Value, name: str) -> _Values:
         """What ``value.name`` may be."""

@@ -374,7 +374,7 @@ class _Interpreter:
     def aug_assign(self, node: ast.AugAssign, scope: _Scope) -> None:
         if isinstance(node.target, ast.Name):
             old = self.lookup(node.target.id, scope)
-            self.set(node.target.id, self.bounded(["+", old, self.ref(node.value, scope)]), scope)
+            self.set(node.target.id, self.bounded(_concatenation(old, self.ref(node.value, scope))), scope)
 
     def type_alias(self, node: ast.stmt, scope: _Scope) -> None:
         # PEP 695 (`type X = ...`) makes an alias object, which cannot be a base.
@@ -395,12 +395,14 @@ class _Interpreter:
                 name, method = function.value.id, function.attr
                 if method in {"append", "add"} and len(value.args) == 1:
                     extra: Ref = ["t", [self.ref(value.args[0], scope)]]
+                elif method == "insert" and len(value.args) == 2:
+                    extra = ["t", [self.ref(value.args[1], scope)]]
                 elif method in {"extend", "update"} and len(value.args) == 1:
                     extra = self.ref(value.args[0], scope)
                 else:
                     extra = []
                 if extra and name in scope.env:
-                    self.set(name, self.bounded(["+", scope.env[name], extra]), scope)
+                    self.set(name, self.bounded(_concatenation(scope.env[name], extra)), scope)
                     return
             self.ref(value, scope)
 
@@ -595,7 +597,7 @@ class _Interpreter:
             case ast.NamedExpr():
                 return self.ref(node.value, scope)
             case ast.BinOp(op=ast.Add()):
-                return ["+", self.ref(node.left, scope), self.ref(node.right, scope)]
+                return _concatenation(self.ref(node.left, scope), self.ref(node.right, scope))
             case ast.Lambda():
                 return ["d", self.new_function("<lambda>", node, scope)]
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp():
@@ -689,6 +691,16 @@ def _union(refs: Sequence[Ref | None]) -> Ref:
             if item not in flat:
                 flat.append(item)
     return flat[0] if len(flat) == 1 else ["u", flat]
+
+
+def _concatenation(left: Ref, right: Ref) -> Ref:
+    """The concatenation; one display where both sides end in one, or else a long list would nest as deeply."""
+    if right[0] == "t":
+        if left[0] == "t":
+            return ["t", [*left[1], *right[1]]]
+        if left[0] == "+" and left[2][0] == "t":
+            return ["+", left[1], ["t", [*left[2][1], *right[1]]]]
+    return ["+", left, right]
 
 
 def _merge(environments: list[dict[str, Ref]]) -> dict[str, Ref]:

@@ -20,7 +20,7 @@ from contracts.source._errors import RootNotFoundError, SourceError
 
 # A file that changed this recently may change again without its time stamps moving (coarse file systems
 # keep time in steps of up to two seconds), so a tree that holds one is never remembered as unchanged.
-_SETTLED_AFTER_NS = 2_000_000_000
+SETTLED_AFTER_NS = 2_000_000_000
 
 
 class Found(NamedTuple):
@@ -132,13 +132,18 @@ class Tree:
             found for root in self.roots for directory in _package_directories(root) for found in _walk(root, directory)
         ]
         newest = max((max(found.modified_ns, found.changed_ns) for found in self._found), default=0)
-        self.settled = started - newest > _SETTLED_AFTER_NS
+        self.settled = started - newest > SETTLED_AFTER_NS
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of every file's path, size, times and inode: equal only while no file changed."""
         described = marshal.dumps([tuple(found) for found in sorted(self._found)])
         return hashlib.blake2b(described, digest_size=16).hexdigest()
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Where all the files lie."""
+        return frozenset(found.path for found in self._found)
 
     @cached_property
     def files(self) -> dict[str, SourceFile]:

@@ -1,0 +1,108 @@
+"""Files beside the root packages that a contract also reads: tests, scripts, documentation."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import marshal
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from contracts.source._errors import UnknownNameError
+from contracts.source._tree import SETTLED_AFTER_NS, SourceFile, Tree, relative_path
+
+SUFFIXES = (".py", ".pyi", ".ipynb", ".md", ".rst")
+
+
+class _Found(NamedTuple):
+    """A file; ``size`` to ``inode`` change whenever its content does."""
+
+    path: str
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+
+class OutsideFiles:
+    """The files that some patterns match, without those of the root packages.
+
+    Folders are searched at any depth for Python files, stubs, notebooks, Markdown and reStructuredText;
+    hidden folders and virtual environments are left out. A file that is named is read whatever its name,
+    as Python if it has no suffix.
+
+    Args:
+        option: what the patterns are called in a message.
+        patterns: files, folders and globs, relative to the current folder.
+        tree: the root packages.
+
+    Raises:
+        UnknownNameError: a pattern matches nothing that can be read.
+    """
+
+    def __init__(self, option: str, patterns: Sequence[str], tree: Tree) -> None:
+        started = time.time_ns()
+        found: set[_Found] = set()
+        for pattern in patterns:
+            matches = set(_matches(option, pattern))
+            if not matches:
+                raise UnknownNameError(
+                    f"{option}: '{pattern}' matches no file of a kind that can be read "
+                    f"({', '.join(SUFFIXES)}). Correct it, or remove it."
+                )
+            found |= matches
+        linted = tree.paths
+        self._found = sorted(item for item in found if item.path not in linted)
+        newest = max((max(item.modified_ns, item.changed_ns) for item in self._found), default=0)
+        self.settled = started - newest > SETTLED_AFTER_NS
+        described = marshal.dumps([tuple(item) for item in self._found])
+        self.fingerprint = hashlib.blake2b(described, digest_size=16).hexdigest()
+
+    @property
+    def files(self) -> Iterator[SourceFile]:
+        """The files, by path; ``module`` is empty."""
+        for item in self._found:
+            yield SourceFile(item.path, "", is_package=False)
+
+
+def _matches(option: str, pattern: str) -> Iterable[_Found]:
+    is_glob = glob.has_magic(pattern)
+    for path in glob.iglob(pattern, recursive=True) if is_glob else [pattern]:
+        if os.path.isdir(path):
+            yield from _walk(os.path.realpath(path))
+        elif os.path.isfile(path):
+            suffix = os.path.splitext(path)[1]
+            if suffix in SUFFIXES or (not suffix and not is_glob):
+                yield _describe(os.path.realpath(path), os.stat(path))
+            elif not is_glob:
+                raise UnknownNameError(
+                    f"{option}: '{relative_path(path)}' is none of {', '.join(SUFFIXES)}, which are all that is read."
+                )
+
+
+def _walk(directory: str) -> Iterator[_Found]:
+    pending = [directory]
+    while pending:
+        folders = []
+        files = []
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                name = entry.name
+                if name == "pyvenv.cfg":
+                    break
+                if name.startswith("."):
+                    continue
+                if name.endswith(SUFFIXES):
+                    if entry.is_file():
+                        files.append(_describe(entry.path, entry.stat()))
+                elif name not in {"__pycache__", "node_modules"} and entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+            else:
+                yield from files
+                pending += folders
+
+
+def _describe(path: str, stat: os.stat_result) -> _Found:
+    return _Found(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
