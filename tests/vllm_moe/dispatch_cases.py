@@ -17,7 +17,11 @@ from vllm_moe.fused_moe.config import (
     FusedMoEQuantConfig,
     RoutingMethodType,
 )
-from vllm_moe.fused_moe.modular_kernel import FusedMoEActivationFormat, FusedMoEPrepareAndFinalizeModular
+from vllm_moe.fused_moe.modular_kernel import (
+    FusedMoEActivationFormat,
+    FusedMoEPrepareAndFinalize,
+    FusedMoEPrepareAndFinalizeModular,
+)
 from vllm_moe.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceDelegate
 from vllm_moe.fused_moe.ubatching import ubatch
 from vllm_moe.transports import EpGroup
@@ -93,15 +97,12 @@ class Case:
         )
 
 
-def build(group: EpGroup, case: Case, **options: object) -> FusedMoEPrepareAndFinalizeModular:
+def build(group: EpGroup, case: Case, **options: object) -> FusedMoEPrepareAndFinalize:
     """The case's backend, through the factory."""
     moe, quant_config = case.moe_config(group), case.quant_config(group.device)
     if group.world_size == 1:
-        made = make_all2all_prepare_finalize(case.backend, moe, quant_config, group, **options)
-    else:
-        made = maybe_make_prepare_finalize(moe, quant_config, ep_group=group, **options)
-    assert isinstance(made, FusedMoEPrepareAndFinalizeModular)
-    return made
+        return make_all2all_prepare_finalize(case.backend, moe, quant_config, group, **options)
+    return maybe_make_prepare_finalize(moe, quant_config, ep_group=group, **options)
 
 
 def factors(num_experts: int) -> torch.Tensor:

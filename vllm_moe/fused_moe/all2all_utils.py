@@ -147,7 +147,7 @@ def maybe_make_prepare_finalize(
     expected = parallel.ep_size if parallel.use_ep else parallel.tp_size
     if group.world_size != expected:
         raise ValueError(
-            f"maybe_make_prepare_finalize: the group has {group.world_size} ranks, but the configuration "
+            f"maybe_make_prepare_finalize: the group has {_count(group.world_size, 'rank')}, but the configuration "
             "deals experts "
             f"out to {expected}. Pass the expert-parallel group (not the data- or tensor-parallel one)."
         )
@@ -179,7 +179,7 @@ def make_all2all_prepare_finalize(
     activations = quant_config.activation_key or "unquantized"
     raise ValueError(
         f"No backend fits device {torch.device(moe.device).type}, {str(moe.in_dtype).removeprefix('torch.')} "
-        f"activations {activations}, {moe.num_experts} experts on {ep_group.world_size} ranks:\n"
+        f"activations {activations}, {moe.num_experts} experts on {_count(ep_group.world_size, 'rank')}:\n"
         + "\n".join(reasons)
     )
 
@@ -228,9 +228,7 @@ def _reason(backend: _Backend, request: _Request) -> str | None:
     if request.use_monolithic and not backend.monolithic:
         return "it needs the router's choice, and the experts route for themselves (monolithic)"
     if request.moe.num_experts % request.group.world_size:
-        return (
-            f"{request.moe.num_experts} experts do not divide evenly among {request.group.world_size} ranks"
-        )
+        return f"{request.moe.num_experts} experts do not divide evenly among {_count(request.group.world_size, 'rank')}"
     if request.vendor and backend.package is not None:
         module, why = load_vendor(backend.package)
         if module is None:
@@ -239,6 +237,10 @@ def _reason(backend: _Backend, request: _Request) -> str | None:
         if device.type != "cuda":
             return f"the library works on CUDA tensors, but the layer is on {device}"
     return backend.refuse(request)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _described(made: FusedMoEPrepareAndFinalize, description: str) -> FusedMoEPrepareAndFinalize:
