@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import click
 from grimp import ImportGraph
+from grimp.exceptions import InvalidModuleExpression
 from importlinter import Contract, ContractCheck, fields
 from importlinter.application import output
 from importlinter.application.app_config import settings
@@ -16,7 +17,16 @@ from importlinter.domain.contract import InvalidContractOptions
 from importlinter.domain.imports import ModuleExpression
 
 from contracts._findings import Examination, Finding
-from contracts.source import Cache, ClassDefinition, Index, RootNotFoundError, SourceError, UnknownNameError
+from contracts.source import (
+    Cache,
+    ClassDefinition,
+    Index,
+    Problem,
+    RootNotFoundError,
+    SourceError,
+    UndecidedClass,
+    UnknownNameError,
+)
 
 
 class DefinitionContract(Contract):
@@ -52,14 +62,16 @@ class DefinitionContract(Contract):
         del verbose
         try:
             examination = self.examine(_index(self.session_options), graph)
-        except (RootNotFoundError, SourceError, UnknownNameError) as error:
+        except SourceError as error:
+            examination = Examination([], [], [describe(Problem.of(error))])
+        except (RootNotFoundError, UnknownNameError) as error:
             examination = Examination([], [], [str(error)])
         ignored = self._set_aside(examination)
         warnings = self._alerts(examination, ignored)
         if ignored:
             # import-linter has a count for ignored imports only, and these are none.
             self.name = f"{self.name} ({len(ignored)} ignored)"
-        if warnings and not output.console.is_terminal:
+        if warnings:
             output.console.soft_wrap = True  # a wrapped path:line cannot be clicked or searched for
         return ContractCheck(
             kept=not examination.findings and not examination.problems,
@@ -70,7 +82,7 @@ class DefinitionContract(Contract):
     def render_broken_contract(self, check: ContractCheck) -> None:
         """Print the findings, one a line."""
         for problem in check.metadata["problems"]:
-            _print(f"Could not check: {problem}")
+            _print(problem)
         for finding in check.metadata["findings"]:
             _print(str(finding))
         guidance = cast("str | None", self.broken_contract_guidance)
@@ -96,8 +108,9 @@ class DefinitionContract(Contract):
 
     def _alerts(self, examination: Examination, ignored: list[Finding]) -> list[str]:
         warnings: list[str] = []
+        complete = not examination.problems
         self._alert(self.undecided_alerting, [str(f) for f in examination.undecided], warnings, examination)
-        if not examination.problems:
+        if complete:
             names = cast("set[str]", self.ignore_definitions)
             unmatched = sorted(names - {finding.name for finding in ignored})
             messages = [
@@ -115,27 +128,35 @@ class DefinitionContract(Contract):
 
     # For the subclasses
 
-    def require_modules_or_names(self, option: str, *others: str) -> None:
+    def require(self, option: str, *others: str) -> None:
         """Refuse a contract in which neither ``option`` nor any of ``others`` says anything."""
         if not any(getattr(self, name) for name in (option, *others)):
-            listed = " or ".join((option, *others))
-            raise InvalidContractOptions({option: f"Nothing to check: give {listed}."})
+            wanted = listed((option, *others)) if others else "at least one"
+            raise InvalidContractOptions({option: f"Nothing to check: give {wanted}."})
 
 
 def matching_modules(option: str, expressions: Iterable[ModuleExpression], graph: ImportGraph) -> set[str]:
     """The modules that the expressions of an option match, without their descendants.
 
+    Modules outside the root packages do not count: the graph holds no more of them than their names.
+
     Raises:
-        UnknownNameError: one matches nothing; names the closest module.
+        UnknownNameError: one matches nothing, or cannot match; names the closest module.
     """
     found: set[str] = set()
     for expression in sorted(expressions, key=str):
         text = str(expression)
-        matches = graph.find_matching_modules(text)
+        try:
+            matches = {m for m in graph.find_matching_modules(text) if not graph.is_module_squashed(m)}
+        except InvalidModuleExpression as error:
+            raise UnknownNameError(
+                f"{option}: '{text}' is no module expression. Write a module's dotted name, in which * "
+                "stands for one part and ** for one or more."
+            ) from error
         if not matches:
             import difflib  # noqa: PLC0415  for a message only
 
-            close = difflib.get_close_matches(text, graph.modules, n=1)
+            close = difflib.get_close_matches(text, sorted(graph.modules), n=1)
             hint = f" Closest module: '{close[0]}'." if close else ""
             raise UnknownNameError(f"{option}: no module matches '{text}'.{hint}")
         found |= matches
@@ -154,6 +175,21 @@ def kinship(definition: ClassDefinition) -> str:
     return f"{definition.name} is {_article(base)} {base}{middle}"
 
 
+def doubt(open_: UndecidedClass, bases: Sequence[str], rule: str) -> Finding:
+    """What is reported of a class that may be a subclass of ``bases``, for which ``rule`` holds."""
+    kind = listed([base.rpartition(".")[2] for base in bases])
+    message = (
+        f"{open_.name} may be {_article(kind)} {kind}, {rule}: one of its bases comes from {open_.reason}, "
+        f"which reading cannot follow. Write that base out, or add {open_.dotted_name} to ignore_definitions"
+    )
+    return Finding(open_.path, open_.line, open_.column, open_.dotted_name, message)
+
+
+def describe(problem: Problem) -> str:
+    """One line on a file that could not be checked."""
+    return f"{problem.path}:{problem.line} {problem.reason}"
+
+
 def listed(names: Sequence[str], conjunction: str = "or") -> str:
     """``a, b or c``."""
     *first, last = names
@@ -167,7 +203,8 @@ def _article(name: str) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape  # noqa: PLC0415  not loaded where nothing warns
 
-    return escape(text)
+    # An empty tag after each colon: rich would print the emoji :100: in place of a class on line 100.
+    return escape(text).replace(":", ":[none][/none]")
 
 
 def _print(text: str, style: str | None = "red") -> None:

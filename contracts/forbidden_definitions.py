@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable
 from typing import cast
@@ -11,10 +12,10 @@ from grimp import ImportGraph
 from importlinter import fields
 from importlinter.domain.imports import ModuleExpression
 
-from contracts._base import DefinitionContract, kinship, listed, matching_modules
+from contracts._base import DefinitionContract, describe, doubt, kinship, listed, matching_modules
 from contracts._findings import Examination, Finding
 from contracts.placement import AbstractClasses
-from contracts.source import Answer, ClassDefinition, Index, relative_path, why_left_out
+from contracts.source import Answer, ClassDefinition, Index, Problem, relative_path, why_left_out
 
 
 class ForbiddenDefinitionsContract(DefinitionContract):
@@ -41,7 +42,8 @@ class ForbiddenDefinitionsContract(DefinitionContract):
 
     def validate(self) -> None:
         """Refuse a contract that forbids nothing."""
-        self.require_modules_or_names("subclasses_of", "names")
+        self.require("modules")
+        self.require("subclasses_of", "names")
 
     def examine(self, index: Index, graph: ImportGraph) -> Examination:
         """Find the definitions that the modules may not hold."""
@@ -52,7 +54,7 @@ class ForbiddenDefinitionsContract(DefinitionContract):
         bases = cast("list[str]", self.subclasses_of)
         findings: dict[tuple[str, int, int], Finding] = {}
         undecided: list[Finding] = []
-        problems = _left_out(index, graph, expressions)
+        unread: set[Problem] = set()
 
         def collect(answer: Answer, fact: Callable[[ClassDefinition], str]) -> None:
             for definition in answer.found:
@@ -61,41 +63,42 @@ class ForbiddenDefinitionsContract(DefinitionContract):
                 if counts and definition.module in modules and place not in findings:
                     message = f"{fact(definition)} and is defined in {definition.module}: {where} may define none"
                     findings[place] = Finding(*place, definition.dotted_name, message)
-            problems.extend(f"{p.path}:{p.line} {p.reason}" for p in answer.problems)
+            unread.update(answer.problems)
 
         if bases:
             answer = index.subclasses(bases, graph)
             collect(answer, kinship)
-            names = listed([base.rpartition(".")[2] for base in bases])
             undecided = [
-                Finding(
-                    open_.path,
-                    open_.line,
-                    open_.column,
-                    open_.dotted_name,
-                    f"{open_.name} may be a {names}, of which {where} may define none: "
-                    f"reading cannot tell {open_.reason}",
-                )
+                doubt(open_, bases, f"of which {where} may define none")
                 for open_ in answer.undecided
                 if open_.module in modules
             ]
         for name in cast("list[str]", self.names):
             collect(index.defined_in(modules, re.compile(fnmatch.translate(name)), graph), _matches(name))
-        return Examination(sorted(findings.values()), undecided, sorted(set(problems)))
+        told = {problem.path for problem in unread}
+        unread.update(problem for problem in _left_out(index, graph, expressions) if problem.path not in told)
+        problems = [describe(problem) for problem in sorted(unread)]
+        return Examination(sorted(findings.values()), undecided, problems)
 
 
 def _matches(name: str) -> Callable[[ClassDefinition], str]:
     return lambda definition: f"{definition.name} matches {name}"
 
 
-def _left_out(index: Index, graph: ImportGraph, expressions: list[ModuleExpression]) -> list[str]:
+def _left_out(index: Index, graph: ImportGraph, expressions: list[ModuleExpression]) -> list[Problem]:
     """The Python files that the modules' expressions mean and the import graph does not hold."""
     patterns = [_expression_pattern(str(expression)) for expression in expressions]
     return [
-        f"{relative_path(file.path)}:1 {why_left_out(file, graph.modules)}"
+        Problem(relative_path(file.path), 1, f"cannot be checked: {why_left_out(file, graph.modules)}")
         for file in index.left_out(graph)
-        if any(pattern.fullmatch(file.module) for pattern in patterns)
+        if any(pattern.fullmatch(_position(file.module, file.path)) for pattern in patterns)
     ]
+
+
+def _position(module: str, path: str) -> str:
+    """A file's place in the tree as a dotted name; dots in the file's own name are no levels of it."""
+    stem = os.path.basename(path).removesuffix(".py")
+    return module.removesuffix(stem) + stem.replace(".", "-") if "." in stem else module
 
 
 def _expression_pattern(expression: str) -> re.Pattern[str]:

@@ -9,7 +9,15 @@ from grimp import ImportGraph
 from importlinter import fields
 from importlinter.domain.imports import ModuleExpression
 
-from contracts._base import DefinitionContract, is_under, kinship, listed, matching_modules
+from contracts._base import (
+    DefinitionContract,
+    describe,
+    doubt,
+    is_under,
+    kinship,
+    listed,
+    matching_modules,
+)
 from contracts._findings import Examination, Finding
 from contracts.source import Index, UnknownNameError
 
@@ -41,6 +49,11 @@ class PlacementContract(DefinitionContract):
     allowed_modules = fields.ListField(subfield=fields.ModuleExpressionField())
     abstract_classes = fields.EnumField(AbstractClasses, default=AbstractClasses.EXEMPT)
 
+    def validate(self) -> None:
+        """Refuse a contract that places nothing, or nowhere."""
+        self.require("base_classes")
+        self.require("allowed_modules")
+
     def examine(self, index: Index, graph: ImportGraph) -> Examination:
         """Find the subclasses that live elsewhere."""
         bases = cast("list[str]", self.base_classes)
@@ -52,7 +65,8 @@ class PlacementContract(DefinitionContract):
         if not checked and not answer.undecided and not answer.problems:
             kind = "subclass" if checks_abstract else "concrete subclass"
             raise UnknownNameError(
-                f"Nothing to check: {listed(bases)} has no {kind} in {listed(index.tree.roots)}."
+                f"Nothing to check: {listed(bases)} has no {kind} in {listed(index.tree.roots)}. "
+                "Correct base_classes, or remove the contract."
             )
         place = listed([str(expression) for expression in expressions])
         findings = [
@@ -67,15 +81,8 @@ class PlacementContract(DefinitionContract):
             if not is_under(definition.module, allowed)
         ]
         undecided = [
-            Finding(
-                open_.path,
-                open_.line,
-                open_.column,
-                open_.dotted_name,
-                f"{open_.name} may be a {listed([base.rpartition('.')[2] for base in bases])}, which "
-                f"belongs in {place}: reading cannot tell {open_.reason}",
-            )
+            doubt(open_, bases, f"which belongs in {place}")
             for open_ in answer.undecided
             if not is_under(open_.module, allowed)
         ]
-        return Examination(findings, undecided, [f"{p.path}:{p.line} {p.reason}" for p in answer.problems])
+        return Examination(findings, undecided, [describe(problem) for problem in answer.problems])
