@@ -59,6 +59,7 @@ __all__ = [
     "make_all2all_prepare_finalize",
     "maybe_make_prepare_finalize",
     "maybe_roundup_layer_hidden_size",
+    "roundup_hidden_size",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -115,7 +116,12 @@ def maybe_roundup_layer_hidden_size(
     """
     if not moe_parallel_config.use_all2all_kernels:
         return hidden_size
-    return _find(moe_parallel_config.all2all_backend).round_up(hidden_size, act_dtype)
+    return roundup_hidden_size(moe_parallel_config.all2all_backend, hidden_size, act_dtype)
+
+
+def roundup_hidden_size(all2all_backend: str, hidden_size: int, act_dtype: torch.dtype) -> int:
+    """Do the same for a backend by name, as :func:`make_all2all_prepare_finalize` builds it on one rank too."""
+    return _find(all2all_backend).round_up(hidden_size, act_dtype)
 
 
 def maybe_make_prepare_finalize(
