@@ -1,10 +1,11 @@
-"""Kernels of the layer. Each ``f`` runs in Triton on CUDA tensors; ``f_torch`` beside it is the same in torch.
+"""Kernels of the layer: each ``f`` is Triton on CUDA tensors, and ``f_torch`` beside it the same in torch.
 
 On the device none waits for the host, so every one can be captured in a CUDA graph, and each gives the same
 bits for the same input: rows are placed by counting, not by atomics, and added up in a fixed order.
 """
 
 from vllm_moe.fused_moe.kernels.batched import batched_prepare, batched_prepare_torch
+from vllm_moe.fused_moe.kernels.grouped import grouped_mlp, grouped_mlp_torch
 from vllm_moe.fused_moe.kernels.permute import permute_tokens, permute_tokens_torch
 from vllm_moe.fused_moe.kernels.quantize import (
     QuantKind,
@@ -43,6 +44,8 @@ __all__ = [
     "count_expert_num_tokens",
     "count_expert_num_tokens_torch",
     "dequantize",
+    "grouped_mlp",
+    "grouped_mlp_torch",
     "permute_tokens",
     "permute_tokens_torch",
     "quantize_rows",

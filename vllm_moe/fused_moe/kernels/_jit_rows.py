@@ -73,8 +73,11 @@ def tally_kernel(
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
     EXPERT_BLOCK: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):
     """One program a chunk of tokens and block of experts: how many tokens of the chunk name each expert."""
+    if OVERLAPPED:
+        tl.extra.cuda.gdc_launch_dependents()
     chunk = tl.program_id(0)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     expert = tl.program_id(1) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)
@@ -87,6 +90,18 @@ def tally_kernel(
         local = _local_experts(ids, to_physical_ptr, expert_map_ptr, BOUND, MAP_BOUND, FIRST, EXPERTS)
         named = named | (local[:, None] == expert[None, :]).to(tl.int32)
     tl.store(tally_ptr + expert * chunks + chunk, tl.sum(named, 0), mask=expert < EXPERTS)
+
+
+@triton.jit
+def _tallied(tally_ptr, OVERLAPPED: tl.constexpr):
+    """Give ``tally_ptr``, once the tallies are there: an overlapped launch starts before they are."""
+    if OVERLAPPED:
+        # The zero that this gives ties the loads that follow to the wait.
+        zero = tl.inline_asm_elementwise(
+            "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+        tally_ptr += zero
+    return tally_ptr
 
 
 @triton.jit
@@ -184,10 +199,13 @@ def place_kernel(
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
     """One program a token: the row of each of its slots. Then one program an expert: its count."""
     token = tl.program_id(0)
+    if tally_ptr is not None:
+        tally_ptr = _tallied(tally_ptr, OVERLAPPED)
     if token >= tokens:
         expert = token - tokens
         count = _count(
@@ -237,9 +255,8 @@ def place_kernel(
 
 
 @triton.jit
-def _round_to(values, dtype: tl.constexpr, LIMIT: tl.constexpr):
-    """Clamp float32 values to the limit and round them to nearest even, in ``dtype``."""
-    values = tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
+def _round_to(values, dtype: tl.constexpr):
+    """Round float32 values to nearest even, in ``dtype``; a scale of their own keeps them in its range."""
     if dtype == tl.int8:
         # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, to even if
         # halfway.
@@ -284,6 +301,7 @@ def scatter_kernel(
     EXPERTS2: tl.constexpr,
     CHUNK: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
     FIND: tl.constexpr,
     KIND: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -301,6 +319,8 @@ def scatter_kernel(
     if FIND == COUNTING:
         if token >= tokens:
             number = program - tokens * PARTS
+            if tally_ptr is not None:
+                tally_ptr = _tallied(tally_ptr, OVERLAPPED)
             count = _count(
                 ids_ptr,
                 to_physical_ptr,
@@ -381,17 +401,20 @@ def scatter_kernel(
 
     if KIND == TOKEN:
         scale = _scale_of(tl.max(tl.abs(values.to(tl.float32))), LIMIT)
-        quantized = _round_to(values.to(tl.float32) * tl.div_rn(1.0, scale), out_ptr.dtype.element_ty, LIMIT)
+        quantized = _round_to(values.to(tl.float32) * tl.div_rn(1.0, scale), out_ptr.dtype.element_ty)
     elif KIND == BLOCKS:
         scale = _scale_of(tl.max(tl.abs(values.to(tl.float32)), 1), LIMIT)
         inverse = tl.div_rn(tl.full((BLOCK // GROUP,), 1.0, tl.float32), scale)
-        quantized = _round_to(values.to(tl.float32) * inverse[:, None], out_ptr.dtype.element_ty, LIMIT)
+        quantized = _round_to(values.to(tl.float32) * inverse[:, None], out_ptr.dtype.element_ty)
     elif KIND == STATIC_TENSOR:
-        scale = tl.load(static_scale_ptr)
-        quantized = _round_to(values.to(tl.float32) * tl.div_rn(1.0, scale), out_ptr.dtype.element_ty, LIMIT)
+        scaled = values.to(tl.float32) * tl.div_rn(1.0, tl.load(static_scale_ptr))
+        quantized = _round_to(tl.minimum(tl.maximum(scaled, -LIMIT), LIMIT), out_ptr.dtype.element_ty)
     else:
         quantized = values
 
+    if FIND == COUNTING:
+        if tally_ptr is not None:
+            tally_ptr = _tallied(tally_ptr, OVERLAPPED)
     # A token that names an expert twice writes the same row twice.
     for j in tl.static_range(TOPK):
         if found[j] >= 0:
@@ -409,9 +432,7 @@ def scatter_kernel(
                 if part == 0:
                     if slot % rows == 0:
                         tl.store(scale_ptr + number, own_scale)
-                own = _round_to(
-                    values.to(tl.float32) * tl.div_rn(1.0, own_scale), out_ptr.dtype.element_ty, LIMIT
-                )
+                own = _round_to(values.to(tl.float32) * tl.div_rn(1.0, own_scale), out_ptr.dtype.element_ty)
                 tl.store(target_ptr, own, mask=wanted)
             else:
                 tl.store(target_ptr, quantized, mask=wanted)
@@ -499,7 +520,9 @@ def gather_kernel(
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
     FIND: tl.constexpr,
+    DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -537,6 +560,8 @@ def gather_kernel(
             )
         found += (slot,)
     if FIND == COUNTING:
+        if tally_ptr is not None:
+            tally_ptr = _tallied(tally_ptr, OVERLAPPED)
         placed = ()
         for j in tl.static_range(TOPK):
             slot = -1
@@ -549,7 +574,7 @@ def gather_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for j in tl.static_range(TOPK):
         row_ptr = rows_ptr + found[j].to(tl.int64) * ROWS_STRIDE
-        if FIND == IDENTITY:
+        if DENSE:
             # Nearly every slot has a row: predicated loads are all under way together.
             values = tl.load(row_ptr + column, mask=wanted & (found[j] >= 0), other=0.0).to(tl.float32)
             if weight_ptr is not None:

@@ -21,7 +21,7 @@ from vllm_moe.fused_moe.kernels._jit_rows import (
     scatter_kernel,
     tally_kernel,
 )
-from vllm_moe.fused_moe.kernels._launch import Launcher
+from vllm_moe.fused_moe.kernels._launch import OVERLAPS, Launcher
 from vllm_moe.fused_moe.kernels.quantize import SMALLEST_AMAX, UNQUANTIZED, QuantKind, QuantScheme
 from vllm_moe.fused_moe.kernels.reduce import share_memory
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement
@@ -37,9 +37,8 @@ __all__ = [
     "weight_and_reduce",
 ]
 
-MOST_COUNTED_TOKENS = 128
-_CHUNK = 64
-_EVERYWHERE = ExpertPlacement(1)
+MOST_COUNTED_TOKENS = 256
+_CHUNK = 32
 
 _tally = Launcher(tally_kernel)
 _place = Launcher(place_kernel)
@@ -77,6 +76,11 @@ class _Routing(NamedTuple):
     bounds: tuple[int, int, int, int]
     """Bound of the ids and of the map, first local expert and number of local ones."""
     bounded: bool
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether the launch that uses the tallies may start before they are all written."""
+        return self.tally is not None and OVERLAPS
 
     @property
     def tables(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -118,8 +122,8 @@ def _routing(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> _
         chunks,
         (topk_ids, to_physical, expert_map, tally),
         (tokens, chunks),
-        (topk, routing.bounded, *bounds, chunk, block),
-        num_warps=4,
+        (topk, routing.bounded, *bounds, chunk, block, OVERLAPS),
+        num_warps=8,
         programs_y=-(-experts // block),
     )
     return routing
@@ -140,8 +144,18 @@ def _place_slots(
         tokens + counts.numel(),
         (routing.ids, *routing.tables, routing.tally, slots, counts, scale, amax),
         (tokens, routing.chunks, rows),
-        (topk, routing.topk2, routing.bounded, *routing.bounds, routing.chunk, routing.width, limit),
+        (
+            topk,
+            routing.topk2,
+            routing.bounded,
+            *routing.bounds,
+            routing.chunk,
+            routing.width,
+            routing.overlapped,
+            limit,
+        ),
         num_warps=max(1, min(4, routing.width * routing.topk2 // 512)),
+        overlapped=routing.overlapped,
     )
     return slots, counts
 
@@ -161,14 +175,14 @@ def count_expert_num_tokens(
     return _place_slots(_routing(ids, placement, 1), 1)[1]
 
 
-def _scatter_shape(tokens: int, hidden: int, element_size: int, scheme: QuantScheme) -> tuple[int, int]:
-    """Columns of one program and its warps."""
+def _scatter_shape(tokens: int, hidden: int, scheme: QuantScheme) -> tuple[int, int]:
+    """Columns of one program and its warps; the best of those tried on an H200."""
     whole = _power_of_two(hidden)
     if scheme.kind is QuantKind.TOKEN:
         return whole, max(4, min(16, whole // 1024))
-    few = tokens * hidden * element_size < 2**22
-    block = max(min(whole, 4096 if few else 8192), scheme.group)
-    return block, max(1, min(8, block // 512 if few else block // 1024))
+    few = tokens * hidden < 2**21
+    block = max(min(whole, 2048 if few else 4096), scheme.group)
+    return block, max(1, min(4, block // 512))
 
 
 def _check_group(scheme: QuantScheme) -> None:
@@ -196,10 +210,11 @@ def _launch_scatter(
     slots_out: torch.Tensor | None = None,
 ) -> None:
     tokens, hidden = a.shape
-    block, warps = _scatter_shape(tokens, hidden, a.element_size(), scheme)
+    block, warps = _scatter_shape(tokens, hidden, scheme)
     parts = -(-hidden // block)
     ids = tally = to_physical = expert_map = None
     topk, topk2, bounded, bounds, chunk, width, chunks = 1, 1, False, (0, 0, 0, 1), 1, 1, 1
+    overlapped = False
     programs = tokens * parts
     if routing is not None:
         topk, topk2, bounds = routing.topk, routing.topk2, routing.bounds
@@ -208,6 +223,7 @@ def _launch_scatter(
         ids, tally = routing.ids, routing.tally
         to_physical, expert_map = routing.tables
         bounded, chunk, width, chunks = routing.bounded, routing.chunk, routing.width, routing.chunks
+        overlapped = routing.overlapped
         programs += routing.placement.num_local_experts
     if programs == 0:
         return
@@ -242,6 +258,7 @@ def _launch_scatter(
             _power_of_two(bounds[3]),
             chunk,
             width,
+            overlapped,
             find,
             int(scheme.kind),
             scheme.limit,
@@ -250,6 +267,7 @@ def _launch_scatter(
             parts,
         ),
         num_warps=warps,
+        overlapped=overlapped,
     )
 
 
@@ -392,9 +410,9 @@ def permute_tokens(
 
 
 def _gather_shape(tokens: int, hidden: int) -> tuple[int, int]:
-    """Columns of one program and its warps."""
-    block = min(_power_of_two(hidden), 4096 if tokens * hidden >= 2**20 else 2048)
-    return block, max(1, block // 512)
+    """Columns of one program and its warps; the best of those tried on an H200."""
+    block = min(_power_of_two(hidden), 1024 if tokens * hidden < 2**20 else 8192)
+    return block, max(1, min(8, block // 512))
 
 
 def _launch_gather(
@@ -413,7 +431,12 @@ def _launch_gather(
         return
     tally = to_physical = expert_map = None
     topk2, bounds, chunk, width, chunks = 1, (0, 0, 0, 1), 1, 1, 1
+    overlapped = False
+    dense = find == IDENTITY.value
     if routing is not None:
+        overlapped = routing.overlapped
+        everywhere = routing.placement.num_experts
+        dense = everywhere is not None and 2 * routing.placement.num_local_experts > everywhere
         ids, tally = routing.ids, routing.tally
         to_physical, expert_map = routing.tables
         topk2, bounds = routing.topk2, routing.bounds
@@ -447,11 +470,14 @@ def _launch_gather(
             *bounds,
             chunk,
             width,
+            overlapped,
             find,
+            dense,
             block,
             parts,
         ),
         num_warps=warps,
+        overlapped=overlapped,
     )
     if target is not output:
         output.copy_(target)

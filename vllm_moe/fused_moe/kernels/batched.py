@@ -40,7 +40,8 @@ def weighted_rows_torch(a1: torch.Tensor, topk_weights: torch.Tensor | None) -> 
 
 
 def _as_words(rows: torch.Tensor) -> torch.Tensor:
-    """Contiguous ``[n, width]`` as 8-byte words where the width allows, else as bytes: copies need no dtype."""
+    """Contiguous ``[n, width]`` as 8-byte words where the width allows, else as bytes: copies need no "
+    "dtype."""
     row_bytes = rows.size(1) * rows.element_size()
     word = torch.int64 if row_bytes % 8 == 0 else torch.uint8
     return rows.view(-1).view(word).view(rows.size(0), row_bytes // word.itemsize)
@@ -49,8 +50,8 @@ def _as_words(rows: torch.Tensor) -> torch.Tensor:
 def scatter_rows_torch(target: torch.Tensor, source: torch.Tensor, slots: torch.Tensor) -> None:
     """``target[slots[t, k]] = source[t]`` for every slot that is not negative.
 
-    ``target`` is contiguous ``[n, width]``, ``source`` ``[tokens, width]`` of the same dtype, ``slots`` integer
-    ``[tokens, topk]``; slots of one token may be equal, those of two tokens may not.
+    ``target`` is contiguous ``[n, width]``, ``source`` ``[tokens, width]`` of the same dtype, ``slots``
+    integer ``[tokens, topk]``; slots of one token may be equal, those of two tokens may not.
     """
     if target.size(1) == 0:
         return
