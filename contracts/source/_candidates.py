@@ -65,6 +65,10 @@ class Text:
         """Whether ``word`` occurs as a whole name."""
         return next(_occurrences(self.source, word), None) is not None
 
+    def occurrences(self, word: bytes) -> Iterator[int]:
+        """Where ``word`` occurs as a whole name."""
+        return _occurrences(self.source, word)
+
     def has_dynamic_bases(self) -> bool:
         """Whether a class statement has a starred base or one made by a call (keyword values count too)."""
         for match in _DYNAMIC.finditer(self.source):
