@@ -241,13 +241,6 @@ def main() -> int:
     timed = Timed(options.tokens, options.hidden, options.experts, options.topk, options.calls)
     worlds = [int(size) for size in options.ranks.split(",")]
 
-    plan: list[tuple[str, int, TransportChoice]] = []
-    if options.vendor:
-        plan += [("nixl_ep", size, "vendor") for size in worlds]
-    for size in worlds:
-        for backend in options.backends.split(","):
-            if backend not in LOCAL_BACKENDS or size == 1:
-                plan.append((backend, size, "torch"))
     results: list[Result] = []
     report: dict = {
         "device": torch.cuda.get_device_name()
@@ -271,23 +264,23 @@ def main() -> int:
             options.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
             options.output.with_suffix(".md").write_text(markdown(report, results))
 
-    kinds: dict[TransportChoice, Worlds] = {
-        kind: Worlds(options.device, kind) for kind in ("vendor", "torch")
-    }
-    for backend, size, transport in plan:
-        start = time.perf_counter()
-        try:
-            results.append(run_one(kinds[transport], backend, size, timed))
-        except WorldError as error:
-            last = str(error).strip().splitlines()
-            report["failures"].append(f"{backend} ({transport}) on {size} ranks: {last[-1]}")
-            print(f"{backend} {size} {transport} FAILED\n{error}", flush=True)
-        else:
-            print(results[-1], f"{time.perf_counter() - start:.1f} s", flush=True)
-        write()
-    for kind in kinds.values():
-        kind.close()
+    def run(kind: TransportChoice, entries: list[tuple[str, int]]) -> None:
+        kept = Worlds(options.device, kind)
+        for backend, size in entries:
+            start = time.perf_counter()
+            try:
+                results.append(run_one(kept, backend, size, timed))
+            except WorldError as error:
+                last = str(error).strip().splitlines()
+                report["failures"].append(f"{backend} ({kind}) on {size} ranks: {last[-1]}")
+                print(f"{backend} {size} {kind} FAILED\n{error}", flush=True)
+            else:
+                print(results[-1], f"{time.perf_counter() - start:.1f} s", flush=True)
+            write()
+        kept.close()
+
     if options.vendor:
+        run("vendor", [("nixl_ep", size) for size in worlds])
         world = World(2, seconds=4.0, device=options.device, transport="vendor")
         try:
             report["lost_rank"] = world.run(lose_a_rank)[0]
@@ -297,6 +290,15 @@ def main() -> int:
             world.close()
         print(report["lost_rank"], flush=True)
         write()
+    run(
+        "torch",
+        [
+            (backend, size)
+            for size in worlds
+            for backend in options.backends.split(",")
+            if backend not in LOCAL_BACKENDS or size == 1
+        ],
+    )
     return 1 if report["failures"] or any(result.worst_error > 1 for result in results) else 0
 
 
