@@ -10,10 +10,12 @@ is compared first, since marshal trusts what it reads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import marshal
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +38,13 @@ class Cache:
         self._answers: dict[str, Any] = {}
         self._summaries: dict[str, Any] | None = None
         self._new_summaries = False
+        self._digests: dict[str, str] = {}
+        self._reader = _reader_version() if folder is not None else ""
         self._key = ""
 
     def open(self, tree: Tree) -> None:
         """Read what is stored for ``tree``."""
-        self._key = _hash(_reader_version(), *self._settings, *tree.roots, os.getcwd())
+        self._key = _hash(self._reader, *self._settings, *tree.roots, os.getcwd())
         self._fingerprint = tree.fingerprint
         self._settled = tree.settled
         stored = self._load("answers")
@@ -56,9 +60,10 @@ class Cache:
         self._answers["\n".join(key)] = answer
         if self._settled:
             self._save("answers", {"fingerprint": self._fingerprint, "answers": self._answers})
-        if self._new_summaries:
+        if self._new_summaries and self._summaries is not None:
             self._new_summaries = False
-            self._save("summaries", self._summaries or {})
+            self._drop_outdated(self._summaries)
+            self._save("summaries", self._summaries)
 
     def summary(self, file: SourceFile, *, deep: bool) -> Any:
         """The stored summary of a file's content; None if there is none."""
@@ -72,11 +77,20 @@ class Cache:
         """Keep a summary for the next ``store``."""
         if self._folder is not None and self._summaries is not None:
             self._summaries[_summary_key(file, deep=deep)] = summary
+            self._digests[file.module] = file.digest
             self._new_summaries = True
+
+    def _drop_outdated(self, summaries: dict[str, Any]) -> None:
+        """Forget what modules said before they were edited, or the file would grow with every edit."""
+        for key in [*summaries]:
+            digest, _, rest = key.partition(":")
+            module = rest.rpartition(":")[0]
+            if self._digests.get(module, digest) != digest:
+                del summaries[key]
 
     def _path(self, kind: str) -> str:
         # Summaries do not depend on where the tree lies, so a restored cache finds them in another folder too.
-        key = self._key if kind == "answers" else _hash(_reader_version())
+        key = self._key if kind == "answers" else _hash(self._reader)
         return os.path.join(self._folder or "", f"moe-contracts-{kind}-{key}.cache")
 
     def _load(self, kind: str) -> dict[str, Any]:
@@ -95,20 +109,18 @@ class Cache:
     def _save(self, kind: str, data: dict[str, Any]) -> None:
         if self._folder is None:
             return
-        import tempfile  # noqa: PLC0415  a warm run never gets here
-
         body = marshal.dumps(data)
         digest = hashlib.blake2b(body, digest_size=16).hexdigest().encode()
-        temporary = None
+        path = self._path(kind)
+        temporary = f"{path}.{os.getpid()}-{threading.get_ident()}"
         try:
             os.makedirs(self._folder, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix="moe-contracts-")
-            with os.fdopen(descriptor, "wb") as file:
+            with open(temporary, "wb") as file:  # not tempfile's, which nobody else may read
                 file.write(digest + b"\n" + body)
-            os.replace(temporary, self._path(kind))
+            os.replace(temporary, path)
         except OSError:
             # A cache that cannot be written costs time, never a result.
-            if temporary is not None and os.path.exists(temporary):
+            with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
 
@@ -122,7 +134,16 @@ def _hash(*parts: str) -> str:
 
 
 def _reader_version() -> str:
-    """Changes with whatever reads the sources: this package's files, and Python with its grammar."""
-    with os.scandir(os.path.dirname(__file__)) as entries:
-        stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".py")]
-    return "\n".join([sys.version, *sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)])
+    """Changes with whatever reads the sources: the text of this code, and Python with its grammar.
+
+    Not the distribution's version, which two commits share, and not the times of these files, which each
+    installation makes anew: a cache restored in CI would never be used.
+    """
+    here = os.path.dirname(__file__)
+    parts = [sys.version.encode()]
+    for folder in (os.path.dirname(here), here):
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), "rb") as file:
+                    parts += [name.encode(), file.read()]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
