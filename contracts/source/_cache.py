@@ -15,7 +15,6 @@ import hashlib
 import marshal
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +111,7 @@ class Cache:
         body = marshal.dumps(data)
         digest = hashlib.blake2b(body, digest_size=16).hexdigest().encode()
         path = self._path(kind)
-        temporary = f"{path}.{os.getpid()}-{threading.get_ident()}"
+        temporary = f"{path}.{os.urandom(8).hex()}"
         try:
             os.makedirs(self._folder, exist_ok=True)
             with open(temporary, "wb") as file:  # not tempfile's, which nobody else may read
