@@ -7,6 +7,7 @@ import torch
 
 __all__ = [
     "E4M3_STEP",
+    "FakeQuantization",
     "combine",
     "dense_moe",
     "expert_rows",
@@ -64,6 +65,10 @@ def _activate(activation: str, values: torch.Tensor) -> torch.Tensor:
     return torch.relu(values) ** 2
 
 
+def _as_it_is(expert: int, row: torch.Tensor) -> torch.Tensor:
+    return row
+
+
 def dense_moe(
     hidden_states: torch.Tensor,
     w1: torch.Tensor,
@@ -74,22 +79,82 @@ def dense_moe(
     *,
     weights_on_input: bool = False,
     local: Sequence[int] | None = None,
+    on_input: Callable[[int, torch.Tensor], torch.Tensor] = _as_it_is,
+    on_middle: Callable[[int, torch.Tensor], torch.Tensor] = _as_it_is,
 ) -> torch.Tensor:
-    """The whole layer in float64, ``[tokens, hidden]``, one token and slot after the other.
+    """Compute the whole layer in float64, ``[tokens, hidden]``, one token and slot after the other.
 
-    ``w1`` ``[experts, n, hidden]`` and ``w2`` ``[experts, hidden, n']`` hold all experts; ``local`` names those that
-    take part (all if None). Ids below zero take no part.
+    ``w1`` ``[experts, n, hidden]`` and ``w2`` ``[experts, hidden, n']`` hold all experts; ``local`` names those
+    that take part (all if None). Ids below zero take no part. ``on_input`` and ``on_middle`` may round an expert's
+    row before each of the two products.
     """
+    w1, w2 = w1.double(), w2.double()
     output = torch.zeros(hidden_states.shape, dtype=torch.float64)
     for token, named in enumerate(topk_ids.tolist()):
         for k, expert in enumerate(named):
             if expert < 0 or (local is not None and expert not in local):
                 continue
             weight = float(topk_weights[token, k])
-            row = hidden_states[token].double() * (weight if weights_on_input else 1.0)
-            row = w2[expert].double() @ _activate(activation, w1[expert].double() @ row)
+            row = on_input(expert, hidden_states[token].double() * (weight if weights_on_input else 1.0))
+            row = on_middle(expert, _activate(activation, w1[expert] @ row))
+            row = w2[expert] @ row
             output[token] += row if weights_on_input else weight * row
     return output
+
+
+class FakeQuantization:
+    """Rounds rows as a quantization does, in float64, for ``dense_moe``; all scales by their definition.
+
+    ``static`` are the two scales where they are given. A computed scale that several rows share is known only once
+    all of them were seen, so the layer is computed three times, to find the first scale, the second, and the
+    result. ``shared`` says which rows share: those of an expert (``lambda expert: expert``), or all.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        how: str,
+        shared: Callable[[int], int],
+        static: tuple[float, float] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.how = how
+        self.shared = shared
+        self.static = static
+        self._finding = 2
+        self._amax: dict[tuple[int, int], float] = {}
+
+    def moe(self, *arguments: object, **options: object) -> torch.Tensor:
+        """Compute ``dense_moe`` with rows rounded before both products."""
+        self._amax = {}
+        output = torch.empty(0)
+        for self._finding in (0, 1, 2) if self.how == "tensor" and self.static is None else (2,):
+            output = dense_moe(
+                *arguments,
+                **options,
+                on_input=lambda expert, row: self._round(0, expert, row),
+                on_middle=lambda expert, row: self._round(1, expert, row),
+            )
+        return output
+
+    def _round(self, which: int, expert: int, row: torch.Tensor) -> torch.Tensor:
+        limit = 127.0 if self.dtype is torch.int8 else 448.0
+        key = (which, self.shared(expert))
+        if which == self._finding:
+            self._amax[key] = max(self._amax.get(key, 0.0), float(row.abs().amax()))
+        if which >= self._finding:
+            return row
+        if self.static is not None:
+            scale = torch.tensor(self.static[which], dtype=torch.float64)
+        elif self.how == "block":
+            scale = torch.cat([block.abs().amax().expand(block.shape) for block in row.split(128)]) / limit
+        elif self.how == "token":
+            scale = row.abs().amax() / limit
+        else:
+            scale = torch.tensor(self._amax[key] / limit, dtype=torch.float64)
+        scaled = (row / scale.clamp(min=1e-30)).clamp(-limit, limit)
+        rounded = scaled.round() if self.dtype is torch.int8 else scaled.to(self.dtype).double()
+        return rounded * scale
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

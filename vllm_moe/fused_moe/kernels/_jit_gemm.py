@@ -95,12 +95,12 @@ def grouped_gemm_kernel(
     for begin in range(0, K, BLOCK_K):
         inside = begin + k < K
         a = tl.load(
-            a_ptr + row[:, None] * K + (begin + k)[None, :], mask=real[:, None] & inside[None, :], other=0
+            a_ptr + row[:, None] * K + (begin + k)[None, :], mask=real[:, None] & inside[None, :], other=0.0
         )
         b = tl.load(
             b_base + n[None, :].to(tl.int64) * B_STRIDE_N + (begin + k)[:, None],
             mask=(n < N)[None, :] & inside[:, None],
-            other=0,
+            other=0.0,
         )
         if b.dtype != a.dtype:
             b = b.to(a.dtype)
