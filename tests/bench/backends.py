@@ -207,7 +207,8 @@ def markdown(report: dict, results: list[Result]) -> str:
         "",
         f"Timed call: {timed['tokens']} tokens a rank, hidden size {timed['hidden']}, {timed['num_experts']} experts, "
         f"topk {timed['topk']}, bf16, unquantized; median of {timed['calls']} calls, synchronized, the slowest rank's. "
-        "Errors are in units of what the dtypes allow: at most 1 is right.",
+        "Errors are in units of what the dtypes allow: at most 1 is right. On one GPU several ranks take turns, so "
+        "their times say what sharing it costs, not what the exchange takes with a GPU each.",
         "",
         "| backend | carried by | ranks | cases | worst error | prepare us | finalize us |",
         "|---|---|---|---|---|---|---|",
@@ -222,6 +223,15 @@ def markdown(report: dict, results: list[Result]) -> str:
     if report["lost_rank"]:
         lines += ["", f"When rank 1 of 2 stops calling nixl_ep, rank 0 is told: `{report['lost_rank']}`"]
     return "\n".join(lines) + "\n"
+
+
+def _command() -> str:
+    """The command line, without where the report went."""
+    words = sys.argv[1:]
+    if "--output" in words:
+        at = words.index("--output")
+        words = words[:at] + words[at + 2 :]
+    return " ".join(["python -m tests.bench.backends", *words])
 
 
 def main() -> int:
@@ -248,7 +258,7 @@ def main() -> int:
         else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": "python -m tests.bench.backends " + " ".join(sys.argv[1:]),
+        "command": _command(),
         "vendors": "",
         "timed": asdict(timed),
         "failures": [],

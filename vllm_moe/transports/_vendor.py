@@ -4,6 +4,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from types import ModuleType
 from typing import Literal
 
@@ -82,8 +83,18 @@ def load_vendor(package: VendorName) -> tuple[ModuleType | None, str]:
             reasons.append(f"{name}: {error}")
             continue
         sys.modules.setdefault(package, module)
-        return module, str(getattr(module, "__version__", "version unknown"))
+        return module, _version(module)
     return None, "; ".join(reasons)
+
+
+def _version(module: ModuleType) -> str:
+    """The version that the module says, or the distribution that it came in."""
+    said = getattr(module, "__version__", None)
+    if said is not None:
+        return str(said)
+    for distribution in metadata.packages_distributions().get(module.__name__, []):
+        return f"{distribution} {metadata.version(distribution)}"
+    return "version unknown"
 
 
 def clear_vendor_cache() -> None:
