@@ -95,11 +95,12 @@ class DefinitionContract(Contract):
         names = cast("set[str]", self.ignore_definitions)
         everything = [*examination.findings, *examination.undecided]
         for name in sorted(names):
-            places = sorted({f"{f.path}:{f.line}" for f in everything if f.name == name})
+            places = sorted({(f.path, f.line, f.column) for f in everything if f.name == name})
             if len(places) > 1:
+                where = ", ".join(f"{path}:{line}" for path, line, _ in places)
                 examination.problems.append(
-                    f"ignore_definitions: '{name}' names {len(places)} definitions ({', '.join(places)}), and "
-                    "one entry may hide only one. Give them different names."
+                    f"ignore_definitions: '{name}' names {len(places)} definitions ({where}), and one entry "
+                    "may hide only one. Give them different names."
                 )
         ignored = [finding for finding in everything if finding.name in names]
         examination.findings = [f for f in examination.findings if f.name not in names]

@@ -1,0 +1,57 @@
+"""Fixtures of the tests of contracts."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.projects import Project
+
+# One base, one class where it belongs, one where it does not.
+SMALL = {
+    "pkg/__init__.py": "",
+    "pkg/base.py": """\
+        import abc
+
+
+        class Base(abc.ABC):
+            @abc.abstractmethod
+            def run(self): ...
+        """,
+    "pkg/good/__init__.py": "",
+    "pkg/good/fine.py": """\
+        from pkg.base import Base
+
+
+        class Fine(Base):
+            def run(self): ...
+        """,
+    "pkg/bad.py": """\
+        from pkg.base import Base
+
+
+        class Bad(Base):
+            def run(self): ...
+        """,
+}
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Project:
+    """Give a project without any file."""
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def small(empty: Project) -> Project:
+    """Give a project with an abstract ``pkg.base.Base``, ``pkg.good.fine.Fine`` and the misplaced ``pkg.bad.Bad``,
+    and the contract "Rule": subclasses of Base live in ``pkg.good``.
+    """
+    empty.write(SMALL)
+    empty.contract(type="placement", base_classes=["pkg.base.Base"], allowed_modules=["pkg.good"])
+    return empty
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Give the folder of fixture packages."""
+    return Path(__file__).parent / "fixtures"
