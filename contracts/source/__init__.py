@@ -3,7 +3,7 @@
 It sees the tree on disk as Python would at run time, and never imports or runs any of it.
 """
 
-from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
+from contracts.source._answer import Answer, ClassDefinition, Exports, Problem, UndecidedClass
 from contracts.source._cache import Cache
 from contracts.source._errors import RootNotFoundError, SourceError, UnknownNameError
 from contracts.source._index import Index
@@ -14,6 +14,7 @@ __all__ = [
     "Answer",
     "Cache",
     "ClassDefinition",
+    "Exports",
     "Index",
     "Problem",
     "RootNotFoundError",

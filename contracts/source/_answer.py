@@ -58,6 +58,22 @@ class Problem(NamedTuple):
         return cls(relative_path(error.path), error.line, error.reason)
 
 
+class Exports(NamedTuple):
+    """What a package exports.
+
+    ``line`` is where ``__all__`` is first bound, 0 where it is not. ``dangling`` are the names in it that
+    nothing binds, each as (line, column, name, reason), where the reason says what reading cannot tell, or is
+    empty. ``classes`` says of each class asked about, by dotted name, that it is "exported", or "bound" to a
+    name of the package that is not in ``__all__``, or "absent", or that its name stands there for "another"
+    class; a class whose name is dangling counts as exported.
+    """
+
+    path: str
+    line: int
+    dangling: tuple[tuple[int, int, str, str], ...]
+    classes: dict[str, str]
+
+
 class Answer(NamedTuple):
     """What the index found: each tuple sorted by path and line."""
 

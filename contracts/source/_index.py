@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grimp import ImportGraph
 
-from contracts.source._answer import Answer, ClassDefinition, Problem
+from contracts.source._answer import Answer, ClassDefinition, Exports, Problem
 from contracts.source._cache import Cache
 from contracts.source._errors import SourceError
 from contracts.source._tree import SourceFile, Tree, relative_path
@@ -86,6 +86,15 @@ class Index:
         key = ["defined_in", pattern.pattern, *names]
         return self._remembered(key, lambda: self._defined_in(names, pattern, graph))
 
+    def exports(self, package: str, classes: Sequence[ClassDefinition]) -> Exports:
+        """What a package exports, and of ``classes``, which.
+
+        Raises:
+            SourceError: the package cannot be read, or reading cannot tell its ``__all__``.
+        """
+        key = ["exports", package, *(definition.dotted_name for definition in classes)]
+        return Exports(*self.remembered(key, lambda: tuple(self._exports(package, classes))))
+
     def left_out(self, graph: ImportGraph) -> list[SourceFile]:
         """The Python files under the root packages that the import graph does not hold."""
         hidden = [file for module, file in self.tree.files.items() if module not in graph.modules]
@@ -94,7 +103,9 @@ class Index:
     def _remembered(self, key: list[str], compute: Callable[[], Answer]) -> Answer:
         return Answer.from_plain(self.remembered(key, lambda: compute().to_plain()))
 
-    def remembered(self, key: list[str], compute: Callable[[], Any], outside: OutsideFiles | None = None) -> Any:
+    def remembered(
+        self, key: list[str], compute: Callable[[], Any], outside: OutsideFiles | None = None
+    ) -> Any:
         """What ``compute`` gives, from the cache while no file changed.
 
         Args:
@@ -159,6 +170,11 @@ class Index:
         from contracts.source._search import Search  # noqa: PLC0415  see above
 
         return Search(self, resolve_bases(self, names), graph).run()
+
+    def _exports(self, package: str, classes: Sequence[ClassDefinition]) -> Exports:
+        from contracts.source._exports import read_exports  # noqa: PLC0415  see above
+
+        return read_exports(self, package, classes)
 
     def _defined_in(self, modules: Sequence[str], pattern: re.Pattern[str], graph: ImportGraph) -> Answer:
         import re  # noqa: PLC0415  see above

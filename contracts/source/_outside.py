@@ -78,7 +78,7 @@ def _matches(option: str, pattern: str) -> Iterable[_Found]:
                 yield _describe(os.path.realpath(path), os.stat(path))
             elif not is_glob:
                 raise UnknownNameError(
-                    f"{option}: '{relative_path(path)}' is none of {', '.join(SUFFIXES)}, which are all that is read."
+                    f"{option}: '{relative_path(path)}' cannot be read: it is none of {', '.join(SUFFIXES)}."
                 )
 
 
