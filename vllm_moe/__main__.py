@@ -1,7 +1,7 @@
 """Run one Mixture-of-Experts layer end to end and compare it with a dense float64 reference.
 
-``python -m vllm_moe`` starts its own ranks on this machine; under ``torchrun``, on one machine or several, it is one of
-the ranks that torchrun started. Exit codes: 0 right, 1 wrong, 2 could not run.
+``python -m vllm_moe`` starts its own ranks on this machine; under ``torchrun``, on one machine or several, it
+is one of the ranks that torchrun started. Exit codes: 0 right, 1 wrong, 2 could not run.
 """
 
 import os
@@ -41,7 +41,7 @@ def _check(device: str, ranks: int, backend: str, under_torchrun: bool) -> None:
 @click.option(
     "--backend",
     type=click.Choice([*all2all_backends(), *LOCAL_BACKENDS]),
-    help="How tokens reach their experts; no_dp_ep on one rank, allgather_reducescatter on several, if not given.",
+    help="How tokens reach their experts. Default: no_dp_ep on one rank, else allgather_reducescatter.",
 )
 @click.option(
     "--ranks", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes to start here."

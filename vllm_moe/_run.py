@@ -1,4 +1,4 @@
-"""One Mixture-of-Experts layer on this rank: built, run, compared with a dense float64 reference, and timed."""
+"""One Mixture-of-Experts layer on this rank: built, run, compared with a dense reference, and timed."""
 
 import math
 import statistics
@@ -189,7 +189,7 @@ def _mlp(rows: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor, torch.Te
 def _reference(
     options: Options, layer: FusedMoE, hidden_states: torch.Tensor, progress: Progress
 ) -> torch.Tensor:
-    """The layer in float64 from weights as they were loaded, expert by expert, with the layer's own routing."""
+    """Compute the layer in float64, expert by expert, from weights as loaded and with the layer's routing."""
     dtype = DTYPES[options.dtype]
     weights, ids = (tensor.cpu() for tensor in layer.route(hidden_states))
     rows = hidden_states.cpu().double()

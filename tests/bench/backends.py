@@ -1,8 +1,9 @@
 """Every prepare/finalize backend in worlds of several ranks on one machine: right, and how fast.
 
-Each backend runs round trips against a dense float64 reference (six quantizations, four kinds of routing, uneven
-tokens), over ``torch.distributed`` with gloo; and ``nixl_ep`` over the genuine library too where it can be imported,
-with all ranks on one GPU. Then one call of a usual size is timed. Run ``python -m tests.bench.backends --help``.
+Each backend runs round trips against a dense float64 reference (six quantizations, four kinds of routing,
+uneven tokens), over ``torch.distributed`` with gloo; and ``nixl_ep`` over the genuine library too where it
+can be imported, with all ranks on one GPU. Then one call of a usual size is timed. Run ``python -m
+tests.bench.backends --help``.
 """
 
 import argparse
@@ -197,17 +198,21 @@ def run_one(worlds: Worlds, backend: str, size: int, timed: Timed) -> Result:
 
 
 def markdown(report: dict, results: list[Result]) -> str:
-    """The report as a page."""
+    """Give the report as a page."""
     timed = report["timed"]
     lines = [
         "# Backends",
         "",
-        f"{report['device']}; torch {report['torch']}, Python {report['python']}. Command: `{report['command']}`.",
+        f"{report['device']}; torch {report['torch']}, Python {report['python']}. Command: "
+        f"`{report['command']}`.",
         f"Vendor libraries: {report['vendors'] or 'none importable'}.",
         "",
-        f"Timed call: {timed['tokens']} tokens a rank, hidden size {timed['hidden']}, {timed['num_experts']} experts, "
-        f"topk {timed['topk']}, bf16, unquantized; median of {timed['calls']} calls, synchronized, the slowest rank's. "
-        "Errors are in units of what the dtypes allow: at most 1 is right. On one GPU several ranks take turns, so "
+        f"Timed call: {timed['tokens']} tokens a rank, hidden size {timed['hidden']}, {timed['num_experts']} "
+        "experts, "
+        f"topk {timed['topk']}, bf16, unquantized; median of {timed['calls']} calls, synchronized, the "
+        "slowest rank's. "
+        "Errors are in units of what the dtypes allow: at most 1 is right. On one GPU several ranks take "
+        "turns, so "
         "their times say what sharing it costs, not what the exchange takes with a GPU each.",
         "",
         "| backend | carried by | ranks | cases | worst error | prepare us | finalize us |",
@@ -226,7 +231,7 @@ def markdown(report: dict, results: list[Result]) -> str:
 
 
 def _command() -> str:
-    """The command line, without where the report went."""
+    """Give the command line, without where the report went."""
     words = sys.argv[1:]
     if "--output" in words:
         at = words.index("--output")

@@ -1,4 +1,4 @@
-"""Round trips through a backend, prepare to finalize, against a dense float64 reference; run in every rank of a world.
+"""Round trips through a backend, prepare to finalize, in every rank of a world.
 
 The experts here multiply a row by a factor of their own, so that whatever is lost, doubled or sent to the
 wrong expert shows. They write NaN wherever there is no row, and read no row that is not there.
@@ -98,7 +98,7 @@ class Case:
 
 
 def build(group: EpGroup, case: Case, **options: object) -> FusedMoEPrepareAndFinalize:
-    """The case's backend, through the factory."""
+    """Build the case's backend, through the factory."""
     moe, quant_config = case.moe_config(group), case.quant_config(group.device)
     if group.world_size == 1:
         return make_all2all_prepare_finalize(case.backend, moe, quant_config, group, **options)
@@ -106,12 +106,12 @@ def build(group: EpGroup, case: Case, **options: object) -> FusedMoEPrepareAndFi
 
 
 def factors(num_experts: int) -> torch.Tensor:
-    """What each expert multiplies by, float64."""
+    """Give what each expert multiplies by, float64."""
     return 0.5 + 0.375 * torch.arange(num_experts, dtype=torch.float64)
 
 
 def inputs(case: Case, rank: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A rank's activations, router weights and ids; magnitudes differ by 10 between neighbouring ranks."""
+    """Give a rank's activations, weights and ids; magnitudes differ by 10 between neighbouring ranks."""
     tokens, topk, experts = case.tokens[rank], case.topk, case.num_experts
     generator = torch.Generator().manual_seed(1000 * case.seed + rank)
     a1 = torch.randn(tokens, case.hidden, generator=generator) * (10.0 if rank % 2 else 1.0)
@@ -131,7 +131,7 @@ def inputs(case: Case, rank: int, device: torch.device) -> tuple[torch.Tensor, t
 
 
 def reference(case: Case, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The dense float64 output for a rank's tokens, and how far off each element may be.
+    """Give the dense float64 output for a rank's tokens, and how far off each element may be.
 
     A row is quantized once and rounded to the activations' dtype up to four times on its way: as weighted
     input, times its expert's factor, after the partial sum on a rank, after the sum over ranks.
@@ -155,7 +155,7 @@ def reference(case: Case, rank: int, world: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _scale(case: Case, x: torch.Tensor, world: int) -> torch.Tensor:
-    """The largest scale that an element of ``x`` can be quantized with, broadcast to its shape or less."""
+    """Give the largest scale that an element of ``x`` can be quantized with, broadcast to its shape or less."""
     limit = 127.0 if case.quantization.startswith("int8") else 448.0
     if case.quantization.endswith("token"):
         return x.abs().amax(dim=1, keepdim=True) / limit
@@ -251,7 +251,7 @@ class RoundTrip:
         )
 
     def error(self) -> float:
-        """The largest error in units of what is allowed; at most 1 is right."""
+        """Give the largest error in units of what is allowed; at most 1 is right."""
         exact, allowed = reference(self.case, self.group.rank, self.group.world_size)
         if not exact.numel():
             return 0.0
@@ -312,7 +312,7 @@ def expert_map(case: Case, group: EpGroup) -> torch.Tensor:
 
 
 def expected_counts(case: Case, group: EpGroup, *, merged: bool) -> list[int]:
-    """Rows that each local expert gets from all ranks, by brute force; ``merged`` counts a token once an expert."""
+    """Count each local expert's rows from all ranks; ``merged`` counts a token once an expert."""
     local = case.num_experts // group.world_size
     counts = [0] * local
     for rank in range(group.world_size):
@@ -329,7 +329,7 @@ def round_trip(group: EpGroup, case: Case) -> float:
 
 
 def round_trips(group: EpGroup, cases: list[Case]) -> list[float]:
-    """Run cases that share one backend object, one after another; each output has to outlive the next call."""
+    """Run cases that share one backend object; each output has to outlive the next call."""
     pf = build(group, cases[0])
     trips = [RoundTrip(group, pf, case) for case in cases]
     for trip in trips:
@@ -374,7 +374,8 @@ def interleaved(group: EpGroup, case: Case) -> list[float]:
     for number, trip in enumerate(trips):
         with ubatch(number):
             ending.append(pf.finalize_async(*trip.finalize_arguments()))
-    # The low-latency kernels have to receive one send before the next, so only the last is sure to be outstanding.
+    # The low-latency kernels have to receive one send before the next, so only the last is sure to be
+    # outstanding.
     if group.world_size > 1 and trips[1].output.numel():
         assert trips[1].output.isnan().all(), "output is final before the receiver was called"
     for number in reversed(range(len(trips))):
@@ -386,7 +387,7 @@ def interleaved(group: EpGroup, case: Case) -> list[float]:
 
 
 def caller_overwrites_routing(group: EpGroup, case: Case) -> float:
-    """The caller reuses its ids and weights between prepare and finalize."""
+    """Run with a caller that reuses its ids between prepare and finalize."""
     pf = build(group, case)
     trip = RoundTrip(group, pf, case)
     trip.prepared(pf.prepare(*trip.prepare_arguments()))

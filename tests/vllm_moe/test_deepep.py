@@ -50,7 +50,7 @@ class Recorded(TorchDeepEpBuffer):
     ],
 )
 def test_what_is_quantized_before_the_dispatch(quantization, dtype):
-    """The kernels carry bf16, or fp8 with a scale for 128 elements; per token is honoured, after the dispatch."""
+    """The kernels carry bf16, or fp8 with a scale for 128 elements; all else is quantized after."""
     case = Case(BACKEND, quantization)
     buffer = Recorded(EpGroup())
     pf = DeepEPHTPrepareAndFinalize(buffer, 1, 1, 0)
@@ -109,7 +109,8 @@ REFUSED = [
     ),
     (
         torch.zeros(2, 512),
-        "a1 is torch.float32, but its transport carries torch.bfloat16. Convert the layer, or use another backend.",
+        "a1 is torch.float32, but its transport carries torch.bfloat16. Convert the layer, or use another "
+        "backend.",
     ),
 ]
 

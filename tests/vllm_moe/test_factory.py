@@ -120,7 +120,7 @@ def test_a_vendor_library_that_was_asked_for_and_is_missing(backend):
 
 
 def test_a_vendor_library_is_not_used_for_cpu_tensors(monkeypatch):
-    """An importable library does not win where it cannot work, and the reason is given if nothing else may."""
+    """An importable library does not win where it cannot work; forced, it says why."""
     library = ModuleType("nixl_ep")
     library.Buffer = object
     library.__version__ = "9.9"
@@ -204,7 +204,8 @@ def test_only_the_allgather_backend_takes_router_logits():
     assert str(error.value) == (
         "No backend fits device cpu, bfloat16 activations unquantized, 8 experts on 1 rank:\n"
         "  mori (package mori): the group's transport is 'torch'\n"
-        "  mori (torch.distributed): it needs the router's choice, and the experts route for themselves (monolithic)"
+        "  mori (torch.distributed): it needs the router's choice, and the experts route for themselves "
+        "(monolithic)"
     )
 
 
@@ -235,7 +236,8 @@ def test_the_group_has_to_be_the_expert_parallel_one():
     with pytest.raises(ValueError) as error:
         maybe_make_prepare_finalize(moe, None, ep_group=EpGroup())
     assert str(error.value) == (
-        "maybe_make_prepare_finalize: the group has 1 rank, but the configuration deals experts out to 4. Pass the "
+        "maybe_make_prepare_finalize: the group has 1 rank, but the configuration deals experts out to 4. "
+        "Pass the "
         "expert-parallel group (not the data- or tensor-parallel one)."
     )
 
@@ -244,9 +246,7 @@ def test_the_group_has_to_be_the_expert_parallel_one():
 @pytest.mark.parametrize("hidden", [100, 2048, 2560, 2880, 4096, 6144, 7168, 8192])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rounded_hidden_size_is_accepted(backend, hidden, dtype):
-    """What maybe_roundup_layer_hidden_size gives is at least what was asked for, stays as it is when rounded again, and
-    can be built with (where the dtype can).
-    """
+    """What is given is at least what was asked for, stable, and can be built with."""
     config = parallel(dp=2, backend=backend)
     rounded = maybe_roundup_layer_hidden_size(hidden, dtype, config)
     assert rounded >= hidden
@@ -284,7 +284,8 @@ def test_a_hidden_size_beyond_every_kernel_is_refused(backend):
     with pytest.raises(ValueError) as error:
         maybe_roundup_layer_hidden_size(8193, torch.bfloat16, parallel(dp=2, backend=backend))
     assert str(error.value) == (
-        f"{CLASSES[backend].__name__}: hidden size 8193 is larger than the largest that the kernels are compiled for, "
+        f"{CLASSES[backend].__name__}: hidden size 8193 is larger than the largest that the kernels are "
+        "compiled for, "
         "8192. Use another backend."
     )
 
@@ -360,8 +361,10 @@ def test_a_backend_without_its_transport_although_the_package_is_there(monkeypat
     with pytest.raises(MissingTransportError) as error:
         MoriPrepareAndFinalize(None, 8, 1)
     assert str(error.value) == (
-        "MoriPrepareAndFinalize: mori_op is None. Package 'mori' is installed: pass its ops.EpDispatchCombineOp, or "
-        "vllm_moe.transports.TorchEpDispatchCombineOp, or let all2all_utils.maybe_make_prepare_finalize choose."
+        "MoriPrepareAndFinalize: mori_op is None. Package 'mori' is installed: pass its "
+        "ops.EpDispatchCombineOp, or "
+        "vllm_moe.transports.TorchEpDispatchCombineOp, or let all2all_utils.maybe_make_prepare_finalize "
+        "choose."
     )
 
 
@@ -392,7 +395,7 @@ def test_every_module_imports_without_vendor_libraries():
 
 
 def test_only_the_factory_imports_backends_that_need_a_vendor():
-    """No module of vllm_moe but all2all_utils has a static import of one, and none of them imports another."""
+    """No module of vllm_moe but all2all_utils has a static import of one."""
     root = Path(all2all_utils.__file__).parents[1]
     needing = {
         f"vllm_moe.fused_moe.prepare_finalize.{CLASSES[name].__module__.rpartition('.')[2]}"

@@ -39,7 +39,7 @@ def two_sided() -> FlashInferNVLinkTwoSidedPrepareAndFinalize:
 
 
 def test_a_topk_without_a_kernel_is_filled_up():
-    """Five slots travel by a list of six, whose last repeats the first; the ids that travel with the row stay five."""
+    """Five slots travel by a list of six; the ids that travel with the row stay five."""
     case = Case("flashinfer_nvlink_one_sided", topk=5)
     pf = one_sided(5)
     a1, weights, ids = inputs(case, 0, CPU)
@@ -56,7 +56,7 @@ def test_a_topk_without_a_kernel_is_filled_up():
 
 
 def test_payloads_start_where_the_widest_copies_may():
-    """Scales are filled up to 16 bytes a row, so that what follows them is aligned, and cut off again on arrival."""
+    """Scales are filled up to 16 bytes a row, so that what follows them is aligned."""
     case = Case("flashinfer_nvlink_one_sided", "fp8_token")
     pf = one_sided()
     _, scale, *_ = pf.prepare(*inputs(case, 0, CPU), 8, None, False, case.quant_config(CPU))
@@ -83,31 +83,36 @@ REFUSED = [
     (
         one_sided,
         {"a1": torch.zeros(9, 512, dtype=torch.bfloat16)},
-        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: 9 tokens, but the transport was made for 8 a rank. Pass fewer "
+        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: 9 tokens, but the transport was made for 8 a "
+        "rank. Pass fewer "
         "tokens, or make it for more.",
     ),
     (
         one_sided,
         {"a1": torch.zeros(2, 256, dtype=torch.bfloat16)},
-        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: hidden size 256, topk 2 and 8 experts, but the backend was "
+        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: hidden size 256, topk 2 and 8 experts, but the "
+        "backend was "
         "made for 512, 2 and 8.",
     ),
     (
         one_sided,
         {"a1": torch.zeros(2, 512)},
-        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: a1 is torch.float32, but its transport carries torch.bfloat16 "
+        "FlashInferNVLinkOneSidedPrepareAndFinalize.prepare: a1 is torch.float32, but its transport carries "
+        "torch.bfloat16 "
         "or torch.float16. Convert the layer, or use another backend.",
     ),
     (
         two_sided,
         {"a1": torch.zeros(2, 100, dtype=torch.bfloat16)},
-        "FlashInferNVLinkTwoSidedPrepareAndFinalize.prepare: rows of 100 x torch.bfloat16 are no multiple of 16 bytes. "
+        "FlashInferNVLinkTwoSidedPrepareAndFinalize.prepare: rows of 100 x torch.bfloat16 are no multiple of "
+        "16 bytes. "
         "Round the hidden size up with maybe_roundup_layer_hidden_size.",
     ),
     (
         two_sided,
         {"ids": torch.tensor([[0, 8], [0, 1]])},
-        "FlashInferNVLinkTwoSidedPrepareAndFinalize.prepare: topk_ids holds 8, expected -1 (no expert) or an id from 0 to "
+        "FlashInferNVLinkTwoSidedPrepareAndFinalize.prepare: topk_ids holds 8, expected -1 (no expert) or an "
+        "id from 0 to "
         "7. Check the router and the table that maps its ids.",
     ),
 ]
@@ -146,19 +151,21 @@ def test_a_transport_for_other_sizes_is_refused():
     with pytest.raises(ValueError) as error:
         FlashInferNVLinkOneSidedPrepareAndFinalize(8, 4, 16, 512, 1, transport)
     assert str(error.value) == (
-        "FlashInferNVLinkOneSidedPrepareAndFinalize: max_num_tokens 8, num_experts 16, num_dispatchers 1 and top_k 4, but "
+        "FlashInferNVLinkOneSidedPrepareAndFinalize: max_num_tokens 8, num_experts 16, num_dispatchers 1 and "
+        "top_k 4, but "
         "the transport was made for 8, 8, 1 and 2. Make it for these (top_k by padded_top_k)."
     )
     with pytest.raises(ValueError) as error:
         FlashInferNVLinkTwoSidedPrepareAndFinalize(2, TorchMnnvlMoe(EpGroup()).transport())
     assert str(error.value) == (
-        "FlashInferNVLinkTwoSidedPrepareAndFinalize: num_dispatchers is 2, but the transport spans 1 ranks. Pass the size "
+        "FlashInferNVLinkTwoSidedPrepareAndFinalize: num_dispatchers is 2, but the transport spans 1 ranks. "
+        "Pass the size "
         "of the expert-parallel group."
     )
 
 
 def test_what_they_say_about_themselves():
-    """Reduced output (the combine adds up), int32 ids, no asynchronous half; the one-sided op has a token limit."""
+    """Reduced output, int32 ids, no asynchronous half; the one-sided op has a token limit."""
     for pf, limit in ((one_sided(), 8), (two_sided(), None)):
         assert pf.output_is_reduced()
         assert pf.topk_indices_dtype() is torch.int32

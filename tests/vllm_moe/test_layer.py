@@ -1,4 +1,4 @@
-"""The layer: every backend and quantization against the dense float64 reference, weights, shared and copied experts."""
+"""The layer: every backend and quantization against a dense reference, and what else a layer has."""
 
 from dataclasses import asdict, replace
 
@@ -8,12 +8,13 @@ from torch import nn
 
 from tests.vllm_moe.dispatch_cases import BACKENDS
 from vllm_moe._run import Options, run_rank
-from vllm_moe.fused_moe.config import FusedMoEConfig
+from vllm_moe.fused_moe.config import FP8_DTYPE, FusedMoEQuantConfig
 from vllm_moe.fused_moe.layer import (
     LOCAL_BACKENDS,
     QUANTIZATIONS,
     FusedMoE,
     fused_moe_make_expert_params_mapping,
+    make_experts,
 )
 from vllm_moe.transports import EpGroup
 
@@ -68,8 +69,9 @@ def test_the_layer_equals_the_dense_reference(world, backend, size, quantization
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_layer_with_extras(world, backend, changes):
-    """Shared expert, copies of experts, micro-batches (one may be empty), weights on the input, odd sizes that the
-    backend has rounded up: the same answer. Backends without an asynchronous half run one micro-batch after another.
+    """Shared expert, copies of experts, micro-batches, weights on the input, odd sizes.
+
+    Backends without an asynchronous half run one micro-batch after another; a micro-batch may be empty.
     """
     for report in world(4).run(run_layer, replace(OPTIONS, backend=backend, **changes)):
         assert report["error"] <= report["allowed"]
@@ -155,7 +157,7 @@ def test_the_expert_params_mapping_of_a_model_with_adapters():
 
 
 def test_weights_go_where_they_belong():
-    """Gate first, up second; down transposed by nobody; what lies beyond the model's hidden size stays zero."""
+    """Gate first, then up; what lies beyond the model's hidden size stays zero."""
     layer = FusedMoE(
         2, 1, 100, 8, all2all_backend="deepep_high_throughput", ep_group=EpGroup(transport="torch")
     )
@@ -244,10 +246,7 @@ def test_experts_that_do_not_fit_are_listed_with_their_reasons():
     """One line a candidate."""
     layer = FusedMoE(8, 2, 64, 32)
     layer.process_weights_after_loading()
-    moe: FusedMoEConfig = layer.moe_config
-    from vllm_moe.fused_moe.config import FP8_DTYPE, FusedMoEQuantConfig
-    from vllm_moe.fused_moe.layer import make_experts
-
+    moe = layer.moe_config
     odd = FusedMoEQuantConfig.make(FP8_DTYPE, block_shape=[128, 128], weight_dtype=torch.int8)
     with pytest.raises(ValueError) as error:
         make_experts(moe, odd, layer.kernel.prepare_finalize)

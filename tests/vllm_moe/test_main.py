@@ -103,7 +103,8 @@ BAD_OPTIONS = [
     (["--ranks", "0"], "Invalid value for '--ranks': 0 is not in the range 1<=x<=64."),
     (
         ["--ranks", "2", "--backend", "no_dp_ep"],
-        "Invalid value for --backend: no_dp_ep moves no tokens between ranks, but there are 2. Choose another, or one "
+        "Invalid value for --backend: no_dp_ep moves no tokens between ranks, but there are 2. Choose "
+        "another, or one "
         "rank.",
     ),
     (
@@ -143,7 +144,8 @@ def test_a_device_that_is_not_there(monkeypatch):
         ),
         (
             ["--backend", "mori", "--dtype", "float16"],
-            "  mori (torch.distributed): it carries torch.bfloat16 or torch.float32, but activations are torch.float16\n",
+            "  mori (torch.distributed): it carries torch.bfloat16 or torch.float32, but activations are "
+            "torch.float16\n",
         ),
         (
             ["--backend", "mori", "--transport", "vendor"],

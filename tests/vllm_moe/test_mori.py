@@ -49,7 +49,7 @@ def backend(case: Case, group: EpGroup | None = None) -> tuple[MoriPrepareAndFin
     ],
 )
 def test_what_is_quantized_before_the_dispatch(quantization, dtype, scale_dim):
-    """fp8 rows with scales of their own travel quantized; everything else as it is, and is quantized on arrival."""
+    """fp8 rows with scales of their own travel quantized; all else is quantized on arrival."""
     case = Case("mori", quantization)
     pf, recorded = backend(case)
     pf.prepare(*inputs(case, 0, CPU), 8, None, False, case.quant_config(CPU))
@@ -73,7 +73,7 @@ def test_combine_is_given_the_ids_that_dispatch_was():
 
 
 def test_slots_without_an_expert_repeat_another_and_are_taken_out_again():
-    """The op gets valid ids only; the result has -1 in those slots, and a row without experts is routed to nobody."""
+    """The op gets valid ids only; the result has -1 in those slots."""
     case = Case("mori", tokens=(3, 0, 0, 0))
     pf, recorded = backend(case)
     a1, weights, _ = inputs(case, 0, CPU)
@@ -106,17 +106,20 @@ def test_a_row_without_experts_is_zero_whatever_the_experts_wrote():
 REFUSED = [
     (
         {"a1": torch.zeros(9, 512, dtype=torch.bfloat16)},
-        "MoriPrepareAndFinalize.prepare: 9 tokens, but the transport was made for 8 a rank. Pass fewer tokens, or make it "
+        "MoriPrepareAndFinalize.prepare: 9 tokens, but the transport was made for 8 a rank. Pass fewer "
+        "tokens, or make it "
         "for more.",
     ),
     (
         {"a1": torch.zeros(2, 512, dtype=torch.float16)},
-        "MoriPrepareAndFinalize.prepare: a1 is torch.float16, but its transport carries torch.bfloat16 or torch.float32. "
+        "MoriPrepareAndFinalize.prepare: a1 is torch.float16, but its transport carries torch.bfloat16 or "
+        "torch.float32. "
         "Convert the layer, or use another backend.",
     ),
     (
         {"ids": torch.tensor([[0, 8], [0, 1]])},
-        "MoriPrepareAndFinalize.prepare: topk_ids holds 8, expected -1 (no expert) or an id from 0 to 7. Check the router "
+        "MoriPrepareAndFinalize.prepare: topk_ids holds 8, expected -1 (no expert) or an id from 0 to 7. "
+        "Check the router "
         "and the table that maps its ids.",
     ),
 ]
@@ -147,7 +150,8 @@ def test_an_op_for_other_sizes_is_refused():
     with pytest.raises(ValueError) as error:
         MoriPrepareAndFinalize(op, 16, 2)
     assert str(error.value) == (
-        "MoriPrepareAndFinalize: max_tokens_per_rank 16 and num_dispatchers 2, but mori_op was made for 8 and 1. Pass the "
+        "MoriPrepareAndFinalize: max_tokens_per_rank 16 and num_dispatchers 2, but mori_op was made for 8 "
+        "and 1. Pass the "
         "op's own."
     )
 

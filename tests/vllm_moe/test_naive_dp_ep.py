@@ -40,7 +40,7 @@ def test_router_logits_round_trip(world, quantization, size):
 
 
 def grid_2x2(group: EpGroup, sequence_parallel: bool) -> tuple[float, bool, int]:
-    """Data parallel 2 x tensor parallel 2 over four ranks that share out eight experts."""
+    """Run data parallel 2 x tensor parallel 2 over four ranks that share out eight experts."""
     rank = group.rank
     pairs = [dist.new_group(ranks, timeout=group.timeout) for ranks in ([0, 2], [1, 3])]
     dp_group = EpGroup(pairs[rank % 2], timeout=group.timeout)
@@ -71,8 +71,9 @@ def grid_2x2(group: EpGroup, sequence_parallel: bool) -> tuple[float, bool, int]
 
 
 def test_tensor_parallel_ranks_that_hold_the_same_tokens(world):
-    """Rows go over the data-parallel group, each rank's output lacks the other tensor-parallel rank's experts, and
-    output_is_reduced says so; the number of dispatchers is that of the expert-parallel group.
+    """Rows go over the data-parallel group, and output_is_reduced says what is still to be added up.
+
+    The number of dispatchers is that of the expert-parallel group.
     """
     for error, reduced, dispatchers in world(4).run(grid_2x2, False):
         assert error <= 1.0
@@ -114,14 +115,16 @@ def test_more_dispatchers_need_a_transport():
     with pytest.raises(MissingTransportError) as error:
         MoEPrepareAndFinalizeNaiveDPEPModular(num_dispatchers=2)
     assert str(error.value) == (
-        "MoEPrepareAndFinalizeNaiveDPEPModular: transport is None, and 2 dispatchers have to be reached. Pass "
-        "vllm_moe.transports.TorchAllGatherReduceScatter of their group (it needs package 'torch' alone), or let "
+        "MoEPrepareAndFinalizeNaiveDPEPModular: transport is None, and 2 dispatchers have to be reached. "
+        "Pass "
+        "vllm_moe.transports.TorchAllGatherReduceScatter of their group (it needs package 'torch' alone), or "
+        "let "
         "all2all_utils.maybe_make_prepare_finalize do it."
     )
 
 
 def test_one_dispatcher_needs_none():
-    """vLLM's own way of making it, without arguments, works."""
+    """Made without arguments, as vLLM makes it, it works."""
     pf = MoEPrepareAndFinalizeNaiveDPEPModular()
     a1, weights, ids = inputs(Case(BACKEND), 0, torch.device("cpu"))
     a1q, scale, meta, got_ids, got_weights = pf.prepare(

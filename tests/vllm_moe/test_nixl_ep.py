@@ -56,13 +56,13 @@ def with_tables(group: EpGroup, backend: str, placement: str) -> float:
 @pytest.mark.parametrize("placement", ["round_robin", "redundant"])
 @both
 def test_placements_by_table_give_the_same_answer(world, backend, placement, size):
-    """Round-robin placement and redundant copies, -1 ids included, agree with the reference on logical experts."""
+    """Round-robin placement and redundant copies agree with the reference on logical experts."""
     assert max(world(size).run(with_tables, backend, placement)) <= 1.0
 
 
 @both
 def test_an_expert_named_twice_at_full_capacity_does_not_overrun(world, backend):
-    """As many tokens as fit, all naming one expert in every slot: one row each, with the weights of all slots."""
+    """As many tokens as fit, all naming one expert in every slot: one row each, with all weights."""
     case = Case(backend, routing="duplicates", tokens=(8, 8, 8, 8), topk=4)
     for error in world(2).run(everything_to_one_expert, case):
         assert error <= 1.0
@@ -133,7 +133,8 @@ def test_the_id_dtype_is_the_librarys():
 REFUSED = [
     (
         {"a1": torch.zeros(2, 2048)},
-        "a1 is torch.float32, but its transport carries torch.bfloat16. Convert the layer, or use another backend.",
+        "a1 is torch.float32, but its transport carries torch.bfloat16. Convert the layer, or use another "
+        "backend.",
     ),
     (
         {"a1": torch.zeros(9, 2048, dtype=torch.bfloat16)},
@@ -141,12 +142,14 @@ REFUSED = [
     ),
     (
         {"a1": torch.zeros(2, 2000, dtype=torch.bfloat16)},
-        "hidden size 2000 is not one that the kernels are compiled for (2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192). "
+        "hidden size 2000 is not one that the kernels are compiled for (2048, 2560, 3072, 4096, 5120, 6144, "
+        "7168, 8192). "
         "Round it up with maybe_roundup_layer_hidden_size.",
     ),
     (
         {"ids": torch.tensor([[0, -2], [0, 1]])},
-        "topk_ids holds -2, expected -1 (no expert) or an id from 0 to 7. Check the router and the table that maps its "
+        "topk_ids holds -2, expected -1 (no expert) or an id from 0 to 7. Check the router and the table "
+        "that maps its "
         "ids.",
     ),
 ]
@@ -172,7 +175,8 @@ def test_deferred_quantization_is_refused_by_declaration(backend):
     with pytest.raises(NotImplementedError) as error:
         pf.prepare(*RoundTrip(EpGroup(), pf, case).prepare_arguments())
     assert str(error.value) == (
-        f"{NAMES[backend]}.prepare: defer_input_quant is not supported. Choose experts that take quantized input."
+        f"{NAMES[backend]}.prepare: defer_input_quant is not supported. Choose experts that take quantized "
+        "input."
     )
 
 
@@ -186,7 +190,8 @@ def test_another_reduction_than_the_kernels_is_refused(backend):
     with pytest.raises(ValueError) as error:
         pf.finalize(*trip.finalize_arguments()[:-1], TopKWeightAndReduceNoOP())
     assert str(error.value) == (
-        f"{NAMES[backend]}.finalize: the kernels weight and reduce, but the experts ask for TopKWeightAndReduceNoOP. "
+        f"{NAMES[backend]}.finalize: the kernels weight and reduce, but the experts ask for "
+        "TopKWeightAndReduceNoOP. "
         "Choose experts that leave it to the backend."
     )
 

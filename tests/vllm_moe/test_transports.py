@@ -1,4 +1,4 @@
-"""The transports on torch.distributed: vendors' shapes and garbage, their preconditions, and ranks that stay away."""
+"""The transports on torch.distributed: garbage, preconditions, and ranks that stay away."""
 
 import inspect
 import time
@@ -76,7 +76,8 @@ def test_a_rank_that_dies_is_named(size):
         for rank, (good, text) in world.collect(survivors).items():
             assert not good
             assert (
-                f"TransportError: test: exchange 1 of rank {rank} did not finish within 2 s: rank 1 of {size} died or "
+                f"TransportError: test: exchange 1 of rank {rank} did not finish within 2 s: rank 1 of "
+                f"{size} died or "
                 "never called it. The group cannot be used any more; start all ranks again."
             ) in text
     finally:
@@ -115,7 +116,8 @@ def test_a_failed_group_stays_failed():
     try:
         text = world.run(fail_and_try_again)[0]
         assert text.startswith(
-            "test: an earlier exchange of this group failed. test: exchange 1 of rank 0 did not finish within 1 s: rank "
+            "test: an earlier exchange of this group failed. test: exchange 1 of rank 0 did not finish "
+            "within 1 s: rank "
             "1 of 2 died or never called it."
         )
     finally:
@@ -147,7 +149,7 @@ def mori_garbage(group: EpGroup) -> dict[str, object]:
 
 
 def test_mori_returns_its_own_memory_with_garbage_tails(world):
-    """Only the first rows hold anything; the rest is NaN or ids that exist; the next dispatch uses the same memory."""
+    """Rows past the received ones are NaN or ids that exist; the next dispatch uses the same memory."""
     rank0, rank1 = world(2).run(mori_garbage)
     assert rank0 == {"total": 2, "rows": [1.0, 2.0], "tails": [True] * 4, "reused": True}
     assert rank1 == {"total": 0, "rows": [], "tails": [True] * 4, "reused": True}
@@ -176,8 +178,9 @@ def low_latency_garbage(group: EpGroup) -> dict[str, object]:
 
 
 def test_low_latency_receives_apart_from_sending(world):
-    """Nothing is there before the hook has run; after it an expert's rows come first and the rest stays garbage; scales
-    are column-major, as the vendors' are.
+    """Nothing is there before the hook has run; after it an expert's rows come first, then garbage.
+
+    Scales are column-major, as the vendors' are.
     """
     rank0, rank1 = world(2).run(low_latency_garbage)
     common = {
@@ -209,7 +212,7 @@ def one_sided_garbage(group: EpGroup) -> dict[str, object]:
 
 
 def test_one_sided_returns_its_workspace(world):
-    """Rows of rank r come first in entry r, garbage follows, ids there are set on request, and memory is reused."""
+    """Rank r's rows come first in entry r, then garbage; ids there are set on request; memory is reused."""
     rank0, rank1 = world(2).run(one_sided_garbage)
     values = [[str(value) for value in row] for row in rank0["first"]]
     assert values == [["1.0", "nan", "nan"], ["2.0", "nan", "nan"]]
@@ -240,7 +243,7 @@ def two_sided_garbage(group: EpGroup) -> list[object]:
 
 
 def test_two_sided_leaves_rows_unwritten(world):
-    """Rows past the received ones are garbage, their ids are the number of slots, and a row sent nowhere gets zero."""
+    """Rows past the received ones are garbage with an id of nobody; a row sent nowhere gets zero."""
     rank0, rank1 = world(2).run(two_sided_garbage)
     ids = [[0, 1], [0, 1], [4, 4], [4, 4]]
     assert rank0 == [["1.0", "2.0", "nan", "nan"], ids, ["1.0", "1.0", "nan", "nan"], [1, 2], [3.0, 0.0]]
@@ -280,7 +283,7 @@ def high_throughput(group: EpGroup) -> list[object]:
 
 
 def test_high_throughput_gives_local_ids_and_exact_rows(world):
-    """Exactly the received rows, with local ids and -1 for others', and sums over the ranks that a row went to."""
+    """Exactly the received rows, with local ids, and sums over the ranks that a row went to."""
     rank0, rank1 = world(2).run(high_throughput)
     layout = [[2, 1], None, [1, 1, 0, 1], [[True, True], [True, False]]]
     assert rank0 == [
@@ -337,12 +340,14 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: low_latency_dispatch(torch.zeros(2, 4096, dtype=BF16)[:, ::2]),
-            "nixl_ep dispatch: x has strides [4096, 2] for shape [2, 2048], expected contiguous memory. Call contiguous() "
+            "nixl_ep dispatch: x has strides [4096, 2] for shape [2, 2048], expected contiguous memory. Call "
+            "contiguous() "
             "on it.",
         ),
         (
             lambda: low_latency_dispatch(torch.zeros(2, 1024, dtype=BF16)),
-            "nixl_ep dispatch: hidden size 1024 is not one that the kernels are compiled for (2048, 2560, 3072, 4096, "
+            "nixl_ep dispatch: hidden size 1024 is not one that the kernels are compiled for (2048, 2560, "
+            "3072, 4096, "
             "5120, 6144, 7168, 8192). Round it up with maybe_roundup_layer_hidden_size.",
         ),
         (
@@ -355,12 +360,14 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: low_latency_dispatch(torch.zeros(5, 2048, dtype=BF16)),
-            "nixl_ep dispatch: 5 tokens, but num_max_dispatch_tokens_per_rank is 4. Pass fewer tokens or make larger "
+            "nixl_ep dispatch: 5 tokens, but num_max_dispatch_tokens_per_rank is 4. Pass fewer tokens or "
+            "make larger "
             "buffers.",
         ),
         (
             lambda: low_latency_dispatch(limit=3),
-            "nixl_ep dispatch: ranks x num_max_dispatch_tokens_per_rank is 1 x 3 = 3, expected a multiple of 4. Round the "
+            "nixl_ep dispatch: ranks x num_max_dispatch_tokens_per_rank is 1 x 3 = 3, expected a multiple of "
+            "4. Round the "
             "number of tokens up.",
         ),
         (
@@ -401,12 +408,14 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
             lambda: mori_op().dispatch(
                 torch.zeros(2, 64, dtype=torch.float16), *routing(2)[:1], None, routing(2)[1]
             ),
-            "mori dispatch: input is torch.float16, expected torch.bfloat16 or torch.float32 or torch.float8_e4m3fn. "
+            "mori dispatch: input is torch.float16, expected torch.bfloat16 or torch.float32 or "
+            "torch.float8_e4m3fn. "
             "Convert it before the call.",
         ),
         (
             lambda: mori_op().dispatch(torch.zeros(5, 64, dtype=BF16), routing(5)[0], None, routing(5)[1]),
-            "mori dispatch: 5 tokens, but the op was made for max_num_inp_token_per_rank = 4. Pass fewer tokens or make a "
+            "mori dispatch: 5 tokens, but the op was made for max_num_inp_token_per_rank = 4. Pass fewer "
+            "tokens or make a "
             "larger op.",
         ),
         (
@@ -417,7 +426,8 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: mori_op().dispatch(torch.zeros(2, 64), routing(2)[0], None, routing(2)[1]),
-            "mori dispatch: a row of 64 x torch.float32 does not fit the op, which was made for 64 elements of 2 bytes.",
+            "mori dispatch: a row of 64 x torch.float32 does not fit the op, which was made for 64 elements "
+            "of 2 bytes.",
         ),
         (
             lambda: mori_op(scale_dim=2, scale_type_size=4).dispatch(
@@ -431,16 +441,19 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: TorchMoeAlltoAll(EpGroup(), 4, 3, 4),
-            "flashinfer one-sided: no kernel for top_k 3, expected one of 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22. Use "
+            "flashinfer one-sided: no kernel for top_k 3, expected one of 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, "
+            "22. Use "
             "padded_top_k.",
         ),
         (
             lambda: TorchMoeAlltoAll(EpGroup(), 4, 2, 4).dispatch(routing(2)[1], [torch.zeros(2, 8)], 5),
-            "flashinfer one-sided dispatch: runtime_max_tokens_per_rank is 5, expected 1 to max_num_tokens, which is 4.",
+            "flashinfer one-sided dispatch: runtime_max_tokens_per_rank is 5, expected 1 to max_num_tokens, "
+            "which is 4.",
         ),
         (
             lambda: TorchMoeAlltoAll(EpGroup(), 4, 2, 4).dispatch(routing(2)[1], [torch.zeros(2, 8)], 1),
-            "flashinfer one-sided dispatch: 2 tokens, but runtime_max_tokens_per_rank is 1. Pass the largest number that "
+            "flashinfer one-sided dispatch: 2 tokens, but runtime_max_tokens_per_rank is 1. Pass the largest "
+            "number that "
             "any rank has, the same on all.",
         ),
         (
@@ -451,7 +464,8 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
             lambda: TorchMoeAlltoAll(EpGroup(), 4, 2, 4).dispatch(
                 routing(1)[1], [torch.zeros(1, 1, dtype=torch.int8), torch.zeros(1, 1)], 1
             ),
-            "flashinfer one-sided dispatch: payload 1 would lie at no multiple of its 4 bytes. Put payloads of wider "
+            "flashinfer one-sided dispatch: payload 1 would lie at no multiple of its 4 bytes. Put payloads "
+            "of wider "
             "elements first.",
         ),
         (
@@ -460,7 +474,8 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: two_sided_prepare(expert_count=6),
-            "flashinfer two-sided prepare: expert_count is 6, expected a multiple of 4 and of the 1 ranks, at most 511.",
+            "flashinfer two-sided prepare: expert_count is 6, expected a multiple of 4 and of the 1 ranks, "
+            "at most 511.",
         ),
         (
             lambda: two_sided_prepare(ids=torch.tensor([[0, -1]], dtype=I32)),
@@ -475,7 +490,8 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
             lambda: TorchMnnvlMoe(EpGroup()).mnnvl_moe_alltoallv(
                 torch.zeros(1, 3), two_sided_prepare()[0], torch.zeros(0), 0, 1
             ),
-            "flashinfer two-sided dispatch: rows of 3 x torch.float32 are 12 bytes, expected a multiple of 16. Pad them.",
+            "flashinfer two-sided dispatch: rows of 3 x torch.float32 are 12 bytes, expected a multiple of "
+            "16. Pad them.",
         ),
         (
             lambda: deep_ep_dispatch(torch.zeros(1, 100, dtype=BF16)),
@@ -492,7 +508,8 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
         ),
         (
             lambda: TorchDeepEpBuffer(EpGroup()).get_dispatch_layout(torch.zeros(1, 2, dtype=I32), 4),
-            "deep_ep get_dispatch_layout: topk_idx is torch.int32, expected torch.int64. Convert it before the call.",
+            "deep_ep get_dispatch_layout: topk_idx is torch.int32, expected torch.int64. Convert it before "
+            "the call.",
         ),
         (
             lambda: TorchAllGatherReduceScatter(EpGroup()).dispatch(torch.zeros(2, 4), *routing(3)),
@@ -502,7 +519,7 @@ def low_latency_dispatch(x=None, ids=None, limit=4, **options):
     ids=lambda value: None,
 )
 def test_a_broken_precondition_is_refused(call, text):
-    """Where the vendor would misread memory or assert, there is an error that says what was found and expected."""
+    """Where the vendor would misread memory or assert, an error says what was found and expected."""
     with pytest.raises(TransportError) as error:
         call()
     assert message(error) == text
@@ -549,7 +566,8 @@ def test_a_send_before_the_last_was_received_is_refused():
     with pytest.raises(TransportError) as error:
         buffer.dispatch(x, ids, 4, use_fp8=False, return_recv_hook=True)
     assert message(error) == (
-        "nixl_ep dispatch: the send before this one has not been received, and this one would clear its counters. Run "
+        "nixl_ep dispatch: the send before this one has not been received, and this one would clear its "
+        "counters. Run "
         "its hook first."
     )
     hook()
@@ -564,7 +582,8 @@ def test_combine_refuses_other_ids_than_dispatch_had(which):
         ids = torch.tensor([[0, 1]])
         rows, _, handle, _, _ = buffer.dispatch(torch.zeros(1, 2048, dtype=BF16), ids, 4, use_fp8=False)
         text = (
-            "nixl_ep combine: topk_idx of token 0, slot 1, is 2, but dispatch was given 1. Pass the ids that this rank "
+            "nixl_ep combine: topk_idx of token 0, slot 1, is 2, but dispatch was given 1. Pass the ids that "
+            "this rank "
             "dispatched."
         )
         with pytest.raises(TransportError) as error:
@@ -574,7 +593,8 @@ def test_combine_refuses_other_ids_than_dispatch_had(which):
         weights, ids = routing(2)
         rows, _, _, dispatched, _ = op.dispatch(torch.zeros(2, 64, dtype=BF16), weights, None, ids)
         text = (
-            "mori combine: indices [4, 2] are not those that dispatch was given ([2, 2]). Pass this rank's own ids, not "
+            "mori combine: indices [4, 2] are not those that dispatch was given ([2, 2]). Pass this rank's "
+            "own ids, not "
             "the dispatched ones."
         )
         with pytest.raises(TransportError) as error:
@@ -587,7 +607,7 @@ def test_combine_refuses_other_ids_than_dispatch_had(which):
 
 @pytest.mark.parametrize(("round_scale", "use_ue8m0"), [(False, False), (True, False), (True, True)])
 def test_low_latency_quantizes_blocks_of_128(round_scale, use_ue8m0):
-    """fp8 with one scale for 128 elements, a power of two if asked for, packed four to an int32 if asked for."""
+    """fp8 with a scale for 128 elements, if asked for a power of two, and packed four to an int32."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2048, generator=generator).to(BF16)
     x[1] = 0
@@ -612,7 +632,7 @@ def test_low_latency_quantizes_blocks_of_128(round_scale, use_ue8m0):
 
 
 def test_protocols_are_met():
-    """Every transport offers what its vendor's Protocol asks for, with the same parameters in the same order."""
+    """Every transport has its Protocol's methods, with the same parameters in the same order."""
     pairs = [
         (transports.NixlEpBuffer, TorchNixlEpBuffer),
         (transports.DeepEpBuffer, TorchDeepEpBuffer),
@@ -634,10 +654,12 @@ def test_protocols_are_met():
             ]
 
 
-# What the vendors' own functions take, as their sources have it (see the module docstrings of the transports).
+# What the vendors' own functions take, as their sources have it (see the module docstrings of the
+# transports).
 VENDOR_PARAMETERS = {
     (transports.NixlEpBuffer, "dispatch"): "x topk_idx num_max_dispatch_tokens_per_rank num_experts "
-    "cumulative_local_expert_recv_stats dispatch_wait_recv_cost_stats use_fp8 round_scale use_ue8m0 async_finish "
+    "cumulative_local_expert_recv_stats dispatch_wait_recv_cost_stats use_fp8 round_scale use_ue8m0 "
+    "async_finish "
     "return_recv_hook",
     (transports.NixlEpBuffer, "combine"): "x topk_idx topk_weights handle use_logfmt zero_copy async_finish "
     "return_recv_hook out combine_wait_recv_cost_stats",

@@ -24,8 +24,10 @@ def assert_right(errors) -> None:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @backends
 def test_round_trip_equals_the_dense_reference(world, backend, quantization, size):
-    """Prepare, experts and finalize give the dense result, with uneven tokens (one rank has none), repeated experts in
-    a row, -1 ids with NaN activations and weights, and skew; arguments stay as they were; counts are right.
+    """Prepare, experts and finalize give the dense result.
+
+    With uneven tokens (one rank has none), repeated experts in a row, -1 ids with NaN activations and
+    weights, and skew; arguments stay as they were; counts are right.
     """
     for routing in ROUTINGS:
         assert_right(world(size).run(cases.round_trip, Case(backend, quantization, routing)))
@@ -72,7 +74,7 @@ def test_other_dtypes_that_the_transport_carries(world, backend, dtype):
 @sizes
 @backends
 def test_a_world_without_tokens(world, backend, size):
-    """When no rank has a token, and when only one has a single token, every rank still joins and nothing breaks."""
+    """When no rank has a token, or one has a single one, every rank still joins."""
     for tokens in [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0)]:
         assert_right(world(size).run(cases.round_trip, Case(backend, "fp8_tensor", tokens=tokens)))
 
@@ -122,7 +124,7 @@ def test_two_micro_batches_keep_their_own_handles(world, backend, order):
 @sizes
 @pytest.mark.parametrize("backend", ASYNC_BACKENDS)
 def test_sends_of_two_micro_batches_overlap(world, backend, size, quantization):
-    """Both sends go out before either is received, received in the other order; no output is final before its receiver."""
+    """Both sends go out before either is received; no output is final before its receiver."""
     for errors in world(size).run(cases.interleaved, Case(backend, quantization)):
         assert_right(errors)
 
@@ -130,7 +132,7 @@ def test_sends_of_two_micro_batches_overlap(world, backend, size, quantization):
 @sizes
 @backends
 def test_combine_uses_the_routing_that_prepare_was_given(world, backend, size):
-    """The caller reuses its ids between prepare and finalize, and the driver passes finalize the dispatched ones."""
+    """The caller reuses its ids, and the driver passes finalize the dispatched ones."""
     assert_right(world(size).run(cases.caller_overwrites_routing, Case(backend, "fp8_token", "duplicates")))
 
 
@@ -149,7 +151,7 @@ def test_equal_calls_give_equal_bits(world, backend, quantization):
 
 
 def wrong(group: EpGroup, case: Case, how: str) -> float:
-    """A round trip with one thing wrong."""
+    """Run a round trip with one thing wrong."""
     trip = cases.RoundTrip(group, cases.build(group, case), case)
     if how == "weights swapped":
         trip.weights = trip.weights.flip(1).contiguous()

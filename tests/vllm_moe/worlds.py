@@ -1,4 +1,4 @@
-"""Worlds of several processes that tests send functions to: gloo, one thread a rank, spawned once and reused."""
+"""Worlds of several processes that tests send functions to: gloo, one thread a rank, reused."""
 
 import multiprocessing
 import os
@@ -51,7 +51,8 @@ def _rank_main(
 class World:
     """``size`` processes, each with a rank; ``run`` calls a module-level function in all of them.
 
-    ``seconds`` is the timeout of one exchange between ranks; ``transport`` is what backends may be built over.
+    ``seconds`` is the timeout of one exchange between ranks; ``transport`` is what backends may be built
+    over.
     """
 
     def __init__(

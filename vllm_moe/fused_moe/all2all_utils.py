@@ -110,7 +110,7 @@ class _Backend:
 def maybe_roundup_layer_hidden_size(
     hidden_size: int, act_dtype: torch.dtype, moe_parallel_config: FusedMoEParallelConfig
 ) -> int:
-    """The hidden size that the layer has to be given, at least ``hidden_size``; the caller pads and trims.
+    """Give the hidden size that the layer has to have, at least ``hidden_size``; the caller pads and trims.
 
     Raises ValueError when the backend has nothing that large, or there is no such backend.
     """
@@ -120,7 +120,7 @@ def maybe_roundup_layer_hidden_size(
 
 
 def roundup_hidden_size(all2all_backend: str, hidden_size: int, act_dtype: torch.dtype) -> int:
-    """Do the same for a backend by name, as :func:`make_all2all_prepare_finalize` builds it on one rank too."""
+    """Do the same for a backend by name, whatever the number of ranks."""
     return _find(all2all_backend).round_up(hidden_size, act_dtype)
 
 
@@ -132,7 +132,7 @@ def maybe_make_prepare_finalize(
     use_monolithic: bool = False,
     ep_group: EpGroup | None = None,
 ) -> FusedMoEPrepareAndFinalize:
-    """Build the backend that the configuration names, over the vendor's library or over ``torch.distributed``.
+    """Build the backend that the configuration names, over the vendor's library or ``torch.distributed``.
 
     - ``quant_config``: None is unquantized.
     - ``routing_tables``: for round-robin placement or copies of experts, in the low-latency backends.
@@ -153,7 +153,8 @@ def maybe_make_prepare_finalize(
     expected = parallel.ep_size if parallel.use_ep else parallel.tp_size
     if group.world_size != expected:
         raise ValueError(
-            f"maybe_make_prepare_finalize: the group has {_count(group.world_size, 'rank')}, but the configuration "
+            f"maybe_make_prepare_finalize: the group has {_count(group.world_size, 'rank')}, but the "
+            "configuration "
             "deals experts "
             f"out to {expected}. Pass the expert-parallel group (not the data- or tensor-parallel one)."
         )
@@ -191,7 +192,7 @@ def make_all2all_prepare_finalize(
 
 
 def describe_transport(prepare_finalize: FusedMoEPrepareAndFinalize) -> str:
-    """What carries the tokens of a backend that :func:`maybe_make_prepare_finalize` built.
+    """Say what carries the tokens of a backend that :func:`maybe_make_prepare_finalize` built.
 
     Raises KeyError for one that it did not build.
     """
@@ -199,7 +200,7 @@ def describe_transport(prepare_finalize: FusedMoEPrepareAndFinalize) -> str:
 
 
 def all2all_backends() -> list[str]:
-    """The names that ``FusedMoEParallelConfig.all2all_backend`` may have, sorted."""
+    """Give the names that ``FusedMoEParallelConfig.all2all_backend`` may have, sorted."""
     return sorted(_BACKENDS)
 
 
@@ -234,7 +235,8 @@ def _reason(backend: _Backend, request: _Request) -> str | None:
     if request.use_monolithic and not backend.monolithic:
         return "it needs the router's choice, and the experts route for themselves (monolithic)"
     if request.moe.num_experts % request.group.world_size:
-        return f"{request.moe.num_experts} experts do not divide evenly among {_count(request.group.world_size, 'rank')}"
+        ranks = _count(request.group.world_size, "rank")
+        return f"{request.moe.num_experts} experts do not divide evenly among {ranks}"
     if request.vendor and backend.package is not None:
         module, why = load_vendor(backend.package)
         if module is None:
@@ -258,7 +260,8 @@ def _described(made: FusedMoEPrepareAndFinalize, description: str) -> FusedMoEPr
 def _wrong_dtype(request: _Request, *allowed: torch.dtype) -> str | None:
     if request.moe.in_dtype in allowed:
         return None
-    return f"it carries {' or '.join(str(dtype) for dtype in allowed)}, but activations are {request.moe.in_dtype}"
+    names = " or ".join(str(dtype) for dtype in allowed)
+    return f"it carries {names}, but activations are {request.moe.in_dtype}"
 
 
 def _wrong_hidden(backend: str, request: _Request) -> str | None:

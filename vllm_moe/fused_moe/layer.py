@@ -1,4 +1,4 @@
-"""A Mixture-of-Experts layer: router, experts, shared expert, over any backend (vLLM: ``fused_moe/layer.py``)."""
+"""A Mixture-of-Experts layer: router, experts, shared expert, any backend (vLLM: ``fused_moe/layer.py``)."""
 
 from collections.abc import Iterable
 
@@ -62,10 +62,10 @@ def fused_moe_make_expert_params_mapping(
 ) -> list[tuple[str, str, int, str]]:
     """Say where each expert weight of a checkpoint goes: ``(parameter, weight, physical expert, shard)``.
 
-    A checkpoint's name that contains ``weight`` (``experts.3.gate_proj.``) belongs into the parameter whose name has
-    ``parameter`` (``experts.w13_``) in its place. Shards are ``w1`` (gate), ``w2`` (down) and ``w3`` (up); the physical
-    experts past ``num_experts`` are copies of the first ones. Where ``model`` has adapters, the parameters' names have
-    ``base_layer.`` in them.
+    A checkpoint's name that contains ``weight`` (``experts.3.gate_proj.``) belongs into the parameter whose
+    name has ``parameter`` (``experts.w13_``) in its place. Shards are ``w1`` (gate), ``w2`` (down) and ``w3``
+    (up); the physical experts past ``num_experts`` are copies of the first ones. Where ``model`` has
+    adapters, the parameters' names have ``base_layer.`` in them.
     """
     adapted = any(".base_layer." in name for name, _ in model.named_parameters())
     base = "base_layer." if adapted else ""
@@ -116,14 +116,14 @@ class FusedMoE(nn.Module):
     """One rank's share of a Mixture-of-Experts layer, and the way to the other ranks' experts.
 
     - ``num_experts``, ``top_k``: experts of the model, and how many a token goes to.
-    - ``hidden_size``, ``intermediate_size``: the experts' sizes. A backend that is compiled for other hidden sizes gets
-      a larger one; input is then filled up with zeros, and output trimmed.
+    - ``hidden_size``, ``intermediate_size``: the experts' sizes. A backend that is compiled for other hidden
+      sizes gets a larger one; input is then filled up with zeros, and output trimmed.
     - ``renormalize``: softmax over the chosen experts' logits, otherwise over all before the choice.
     - ``quantization``: one of :data:`QUANTIZATIONS`.
     - ``num_redundant_experts``: copies of the first experts, so that their tokens are spread over more ranks.
     - ``shared_intermediate_size``: the shared expert's size; 0 for none.
-    - ``all2all_backend``: a name of :func:`~vllm_moe.fused_moe.all2all_utils.all2all_backends`, or ``no_dp_ep`` or
-      ``batched`` on one rank.
+    - ``all2all_backend``: a name of :func:`~vllm_moe.fused_moe.all2all_utils.all2all_backends`, or
+      ``no_dp_ep`` or ``batched`` on one rank.
     - ``ep_group``: the ranks that experts are dealt out to; None is this one alone, on the CPU.
     - ``max_num_tokens``: the most tokens of a rank in one micro-batch.
 
@@ -163,12 +163,14 @@ class FusedMoE(nn.Module):
             raise ValueError(f"FusedMoE: weights on the input need top_k 1, found {top_k}.")
         if not 0 <= num_redundant_experts <= num_experts:
             raise ValueError(
-                f"FusedMoE: num_redundant_experts is {num_redundant_experts}, expected 0 to num_experts, {num_experts}."
+                f"FusedMoE: num_redundant_experts is {num_redundant_experts}, expected 0 to num_experts, "
+                f"{num_experts}."
             )
         physical = num_experts + num_redundant_experts
         if physical % group.world_size:
             raise ValueError(
-                f"FusedMoE: {physical} experts do not divide evenly among {group.world_size} ranks. Change num_experts or "
+                f"FusedMoE: {physical} experts do not divide evenly among {group.world_size} ranks. Change "
+                "num_experts or "
                 "num_redundant_experts."
             )
         self.group = group
@@ -229,8 +231,8 @@ class FusedMoE(nn.Module):
     ) -> bool:
         """Copy an expert's weight to where it belongs; False when another rank has that physical expert.
 
-        Gate and up are ``[intermediate, hidden]``, down is ``[hidden, intermediate]``, of the model's own hidden size.
-        Raises ValueError for another shape.
+        Gate and up are ``[intermediate, hidden]``, down is ``[hidden, intermediate]``, of the model's own
+        hidden size. Raises ValueError for another shape.
         """
         local = expert_id - self.first_expert
         if not 0 <= local < self.moe_config.num_local_experts:
@@ -311,13 +313,13 @@ class FusedMoE(nn.Module):
         self._kernel = FusedMoEKernel(prepare_finalize, experts, self.shared_expert)
 
     def route(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The router's choice for ``[tokens, hidden]``: float32 weights and int64 ids of the model's experts."""
+        """Give the router's choice: float32 weights and int64 ids, ``[tokens, topk]`` both."""
         logits = functional.linear(hidden_states, self.router)
         topk = self.moe_config.experts_per_token
         return fused_topk(hidden_states, logits, topk, self.renormalize, torch.int64)
 
     def physical_ids(self, topk_ids: torch.Tensor) -> torch.Tensor:
-        """Ids of the experts as they are placed: a token of an expert with a copy goes to either by its number."""
+        """Give ids as experts are placed: of an expert with a copy, odd tokens go to the copy."""
         copies = self.moe_config.num_experts - self.num_logical_experts
         if not copies:
             return topk_ids
@@ -329,8 +331,8 @@ class FusedMoE(nn.Module):
     def forward(self, hidden_states: torch.Tensor, micro_batches: int = 1) -> torch.Tensor:
         """Run the layer on this rank's tokens ``[tokens, hidden]``; gives a tensor of that shape and dtype.
 
-        With ``micro_batches`` the tokens are cut into so many, each computing while another's are on their way; every
-        rank has to give the same number.
+        With ``micro_batches`` the tokens are cut into so many, each computing while another's are on their
+        way; every rank has to give the same number.
         """
         outputs = []
         batches = []
@@ -362,7 +364,8 @@ class FusedMoE(nn.Module):
         moe, group = self.moe_config, self.group
         if self.all2all_backend in LOCAL_BACKENDS and group.world_size > 1:
             raise ValueError(
-                f"FusedMoE: backend {self.all2all_backend} moves no tokens, but there are {group.world_size} ranks. Choose "
+                f"FusedMoE: backend {self.all2all_backend} moves no tokens, but there are {group.world_size} "
+                "ranks. Choose "
                 "another, or one rank."
             )
         if self.all2all_backend == "batched":
@@ -423,7 +426,7 @@ def _parameter(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 
 
 def _quantize_weight(weight: torch.Tensor, quantization: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Quantize ``[experts, out, in]``: the tensor, and its scales as ``FusedMoEQuantConfig.make`` has them."""
+    """Quantize ``[experts, out, in]``; scales are as ``FusedMoEQuantConfig.make`` has them."""
     if quantization == "none":
         return weight, None
     dtype = torch.int8 if quantization.startswith("int8") else FP8_DTYPE

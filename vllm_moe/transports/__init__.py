@@ -1,4 +1,4 @@
-"""What carries tokens between ranks: each vendor's interface, and an implementation of it on ``torch.distributed``.
+"""What carries tokens between ranks: each vendor's interface, and one that runs on ``torch.distributed``.
 
 Every vendor has a Protocol with that vendor's own signature and preconditions, and a ``Torch...`` class that
 behaves as the vendor's does: same shapes and dtypes, memory that it owns and reuses, garbage where the vendor

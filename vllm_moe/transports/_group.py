@@ -1,4 +1,4 @@
-"""The ranks that experts are dealt out to, and exchanges among them that end in time and name who is missing."""
+"""The ranks that experts are dealt out to, and exchanges that end in time and name who is missing."""
 
 import itertools
 import logging
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 _SERIALS = itertools.count()
 
 TransportChoice = Literal["auto", "torch", "vendor"]
-"""``vendor``: the vendor's library or an error; ``torch``: torch.distributed; ``auto``: the first that can work."""
+"""The vendor's library or an error, torch.distributed, or the first of these that can work."""
 
 
 class TransportError(RuntimeError):
@@ -36,7 +36,7 @@ class Pending:
         self._works = list(works)
 
     def wait(self) -> None:
-        """Return once the data is here; raises :class:`TransportError` that names the ranks that stayed away."""
+        """Return once the data is here; raises :class:`TransportError` that names who stayed away."""
         works, self._works = self._works, []
         for work in works:
             try:
@@ -46,7 +46,7 @@ class Pending:
 
 
 class EpGroup:
-    """This rank's view of its expert-parallel group; what ``get_ep_group()`` is to vLLM.
+    """A rank's view of its expert-parallel group; what ``get_ep_group()`` is to vLLM.
 
     - ``process_group``: a gloo or NCCL group; None means the default group if ``torch.distributed`` is
       initialized, and otherwise a world of this one rank.
@@ -91,7 +91,7 @@ class EpGroup:
             f"EpGroup(rank={self.rank}, world_size={self.world_size}, {self.carrier}, device={self.device})"
         )
 
-    def __enter__(self) -> "EpGroup":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -105,7 +105,7 @@ class EpGroup:
         return "local" if self.process_group is None else dist.get_backend(self.process_group)
 
     def get_or_create(self, key: str, make: Callable[[], _T]) -> _T:
-        """Give the object kept under ``key``, made on the first call: layers share their transport's buffers."""
+        """Give the object kept under ``key``, made on the first call; so layers share buffers."""
         if key not in self.owned:
             self.owned[key] = make()
         return self.owned[key]  # type: ignore[return-value]  # what was made under this key
@@ -119,7 +119,7 @@ class EpGroup:
                 destroy()
 
     def gather_ints(self, what: str, values: Sequence[int]) -> list[list[int]]:
-        """Every rank's ``values``, by rank; all ranks give the same number of them."""
+        """Give every rank's ``values``, by rank; all ranks give the same number of them."""
         if self.world_size == 1:
             return [list(values)]
         mine = torch.tensor([list(values)], dtype=torch.int64, device=self._message_device())
@@ -128,7 +128,7 @@ class EpGroup:
         return table
 
     def gather_rows(self, what: str, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """Every rank's rows one after another: ``[sum(sizes), width]`` bytes from this rank's ``[n, width]``."""
+        """Give all ranks' rows by rank, ``[sum(sizes), width]`` bytes; this rank's are ``[n, width]``."""
         if self.world_size == 1:
             return rows.clone()
         return self.exchange(what, rows.repeat(self.world_size, 1), [rows.size(0)] * self.world_size, sizes)
@@ -136,7 +136,7 @@ class EpGroup:
     def exchange(
         self, what: str, rows: torch.Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]
     ) -> torch.Tensor:
-        """Send ``rows`` ``[sum(send_counts), width]`` of bytes, the first ``send_counts[0]`` to rank 0 and so on.
+        """Send bytes ``[sum(send_counts), width]``, the first ``send_counts[0]`` rows to rank 0 and so on.
 
         Gives ``[sum(recv_counts), width]``, ordered by the rank that they come from.
         """
@@ -174,7 +174,7 @@ class EpGroup:
         self.gather_ints(what, [0])
 
     def store(self) -> Any:
-        """The key-value store that the ranks found each other with."""
+        """Give the key-value store that the ranks found each other with."""
         if self.process_group is None:
             raise TransportError(f"{self!r} has no store: torch.distributed is not initialized.")
         # The group's own store is public since torch 2.8; before, only the default group's can be had.
@@ -183,7 +183,7 @@ class EpGroup:
         return dist.distributed_c10d._get_default_store()  # noqa: SLF001 -- there is no other way
 
     def failure(self, what: str, number: int, error: BaseException) -> TransportError:
-        """Find out who is missing from exchange ``number`` and describe it; waits for one more timeout at most."""
+        """Find out who is missing from exchange ``number``; waits for one more timeout at most."""
         absent = self._absent(number)
         seconds = self.timeout.total_seconds()
         if absent is None:

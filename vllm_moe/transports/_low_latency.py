@@ -52,8 +52,8 @@ class LowLatencyExchange:
 
     As with the vendors' kernels the tensors that dispatch returns hold garbage until the receive half has
     run, and in the rows past an expert's count for ever; a send clears the counters of the one before, which
-    has to have been received; and nothing of one rank's send waits for another rank. Rows of an expert are in the order of
-    (source rank, token), where the vendors' order of ranks is by chance.
+    has to have been received; and nothing of one rank's send waits for another rank. Rows of an expert are in
+    the order of (source rank, token), where the vendors' order of ranks is by chance.
 
     Raises TransportError for a broken precondition; see :meth:`dispatch` and :meth:`combine`.
     """
@@ -276,7 +276,8 @@ class LowLatencyExchange:
             )
         if self._unreceived:
             raise TransportError(
-                f"{where}: the send before this one has not been received, and this one would clear its counters. "
+                f"{where}: the send before this one has not been received, and this one would clear its "
+                "counters. "
                 "Run its hook first."
             )
         self._unreceived += 1
@@ -337,7 +338,7 @@ class LowLatencyExchange:
 
 
 def _quantize(x: torch.Tensor, *, round_scale: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize as the kernels do: fp8 e4m3 ``[tokens, hidden]``, float32 scales ``[tokens, hidden // 128]``."""
+    """Quantize as the kernels do: fp8 ``[tokens, hidden]``, float32 scales ``[tokens, hidden // 128]``."""
     blocks = x.float().view(x.size(0), x.size(1) // _BLOCK, _BLOCK)
     scale = blocks.abs().amax(dim=2).clamp(min=_SMALLEST_AMAX) / _FP8_MAX
     if round_scale:

@@ -35,7 +35,7 @@ class Vendor:
     package: VendorName
     """The name that code imports."""
     modules: tuple[str, ...]
-    """Import names to try, in order; a wheel may ship the package under a name with the CUDA version in it."""
+    """Import names to try, in order; a wheel may have the CUDA version in the name of its package."""
     attribute: str
     """What the package must offer, dotted, to be of use."""
     source: str
@@ -75,10 +75,7 @@ def load_vendor(package: VendorName) -> tuple[ModuleType | None, str]:
             path = name
             for part in vendor.attribute.split("."):
                 path = f"{path}.{part}"
-                if not hasattr(found, part):
-                    found = importlib.import_module(path)
-                else:
-                    found = getattr(found, part)
+                found = getattr(found, part) if hasattr(found, part) else importlib.import_module(path)
         except (ImportError, OSError) as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -88,7 +85,7 @@ def load_vendor(package: VendorName) -> tuple[ModuleType | None, str]:
 
 
 def _version(module: ModuleType) -> str:
-    """The version that the module says, or the distribution that it came in."""
+    """Give the version that the module says, or the distribution that it came in."""
     said = getattr(module, "__version__", None)
     if said is not None:
         return str(said)
@@ -126,7 +123,7 @@ def missing_transport(
 
 
 def topk_index_dtype(transport: object) -> torch.dtype:
-    """The dtype of expert ids that a DeepEP-like library was compiled for.
+    """Give the dtype of expert ids that a DeepEP-like library was compiled for.
 
     Vendors say it as ``topk_idx_t``, on the package (DeepEP and NIXL have changed it between releases) or, in
     this package's own transports, on the object; int64 where neither says anything, which is what they began

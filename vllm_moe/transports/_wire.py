@@ -1,4 +1,4 @@
-"""What the torch transports share: rows as bytes, routing plans, argument checks, and garbage where vendors leave it."""
+"""What the torch transports share: rows as bytes, routing plans, argument checks, and garbage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def pack_rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _bytes(rows: torch.Tensor) -> torch.Tensor:
-    """``[n, width]`` as bytes; through one dimension, since an empty tensor may have strides that no view likes."""
+    """Give ``[n, width]`` as bytes; by way of one dimension, since empty tensors may have odd strides."""
     return rows.contiguous().view(-1).view(torch.uint8).view(rows.size(0), rows.size(1) * rows.element_size())
 
 
@@ -49,7 +49,7 @@ def pad_row_bytes(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def poison_(tensor: torch.Tensor) -> torch.Tensor:
-    """Fill memory that nobody has written with bytes 0xFF: NaN in bf16, fp16, fp32 and fp8 e4m3, -1 in integers."""
+    """Fill memory that nobody has written with bytes 0xFF: NaN in every float here, -1 in integers."""
     if tensor.is_contiguous():
         tensor.view(torch.uint8).fill_(0xFF) if tensor.dim() else tensor.fill_(-1)
     else:
@@ -72,7 +72,7 @@ def check_tensor(
     *,
     contiguous: bool = True,
 ) -> None:
-    """Refuse a tensor that the vendor's kernel would misread: wrong shape (None is any size), dtype or strides."""
+    """Refuse what the vendor's kernel would misread: wrong shape (None is any size), dtype or strides."""
     wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
     fits = tensor.dim() == len(shape) and all(
         size in {None, found} for size, found in zip(shape, tensor.shape, strict=True)
@@ -105,7 +105,7 @@ def check_ids(where: str, ids: torch.Tensor, lowest: int, end: int) -> None:
 
 @dataclass(frozen=True)
 class RoutingPlan:
-    """Which of this rank's rows go to which rank: each row at most once to a rank, in rank order, then token order."""
+    """Which of this rank's rows go to which rank, each at most once to a rank; by rank, then by token."""
 
     rows: torch.Tensor
     """int64 ``[sum(counts)]``: the row that is sent."""
@@ -114,13 +114,13 @@ class RoutingPlan:
 
     @staticmethod
     def make(owner: torch.Tensor, world_size: int) -> "RoutingPlan":
-        """Plan from ``owner`` ``[tokens, topk]``, the rank that each slot's expert lives on (outside it: nowhere)."""
+        """Plan from ``owner`` ``[tokens, topk]``: the rank of each slot's expert, or -1."""
         ranks = torch.arange(world_size, device=owner.device)
         wanted = (owner.unsqueeze(-1) == ranks).any(dim=1).t()  # [ranks, tokens]
         return RoutingPlan(wanted.nonzero()[:, 1], wanted.sum(dim=1).tolist())
 
     def sum(self, parts: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Sum what came back: float32 ``[tokens, width]`` from one row for each row that was sent, in rank order."""
+        """Sum what came back, one row for each that was sent, into float32 ``[tokens, width]``, by rank."""
         summed = torch.zeros((tokens, parts.size(1)), dtype=torch.float32, device=parts.device)
         # Rank by rank, since a row is then written once a step and equal calls give equal bits on a GPU too.
         for rows, part in zip(

@@ -1,4 +1,4 @@
-"""Allgather to dispatch, reduce-scatter to combine: the exchange that needs nothing but ``torch.distributed``.
+"""Allgather to dispatch, reduce-scatter to combine: it needs nothing but ``torch.distributed``.
 
 The interface is that of vLLM's group coordinator (``vllm/distributed/parallel_state.py``: ``dispatch``,
 ``dispatch_router_logits``, ``combine``; the work is done in ``device_communicators/all2all.py``,
@@ -19,7 +19,7 @@ __all__ = ["AllGatherReduceScatter", "TorchAllGatherReduceScatter"]
 
 @runtime_checkable
 class AllGatherReduceScatter(Protocol):
-    """Gathers every rank's rows on every rank, and sums what all ranks made of them back to where they came from."""
+    """Gathers every rank's rows on every rank, and sums what all made of them back to their owners."""
 
     @property
     def last_sizes(self) -> list[int]:
@@ -36,7 +36,7 @@ class AllGatherReduceScatter(Protocol):
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         | tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
     ):
-        """Give the arguments' rows of all ranks, in rank order; the list only when ``extra_tensors`` was given."""
+        """Give all ranks' rows of the arguments, by rank; the list only when ``extra_tensors`` was given."""
 
     def dispatch_router_logits(
         self,
@@ -53,7 +53,7 @@ class AllGatherReduceScatter(Protocol):
         is_sequence_parallel: bool = False,
         sizes: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Sum ``[all rows, hidden]`` over the ranks and give this rank's rows; ``sizes`` None is the last dispatch's."""
+        """Sum ``[all rows, hidden]`` over ranks; ``sizes`` None: those of the last dispatch."""
 
     def world_size(self, is_sequence_parallel: bool = False) -> int:
         """Ranks that rows are gathered from."""
@@ -91,7 +91,7 @@ class TorchAllGatherReduceScatter:
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         | tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
     ):
-        """Give the arguments' rows of all ranks, in rank order; the list only when ``extra_tensors`` was given.
+        """Give all ranks' rows of the arguments, by rank; the list only when ``extra_tensors`` was given.
 
         Raises TransportError when the arguments differ in their number of rows.
         """
@@ -126,7 +126,7 @@ class TorchAllGatherReduceScatter:
         is_sequence_parallel: bool = False,
         sizes: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Sum ``[all rows, hidden]`` over the ranks and give this rank's rows; ``sizes`` None is the last dispatch's.
+        """Sum ``[all rows, hidden]`` over the ranks, give this rank's; ``sizes`` None: the last dispatch's.
 
         Raises TransportError when the number of rows is not that of the dispatch.
         """

@@ -83,7 +83,7 @@ class DeepEpBuffer(Protocol):
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
-        """Sum what the ranks made of this rank's rows, unweighted: ``([tokens, hidden] bf16, weights, event)``."""
+        """Sum what the ranks made of this rank's rows: ``([tokens, hidden] bf16, weights, event)``."""
 
     def low_latency_dispatch(
         self,
@@ -99,7 +99,7 @@ class DeepEpBuffer(Protocol):
         async_finish: bool = False,
         return_recv_hook: bool = False,
     ) -> tuple[Any, torch.Tensor, Any, Any, Callable[[], None] | None]:
-        """Send tokens to their experts in the batched format; the handle has five items, ``num_experts`` the last."""
+        """Send tokens to their experts in the batched format; the handle has five items."""
 
     def low_latency_combine(
         self,
@@ -195,7 +195,7 @@ class TorchDeepEpBuffer:
                 f"{where}: topk_idx and topk_weights are needed, found {topk_idx}, {topk_weights}."
             )
         payload = x if isinstance(x, tuple) else (x,)
-        tokens, hidden = payload[0].shape
+        tokens = payload[0].size(0)
         self._check_rows(where, payload)
         check_tensor(where, "topk_idx", topk_idx, [tokens, None], [self.topk_idx_t])
         topk = topk_idx.size(1)

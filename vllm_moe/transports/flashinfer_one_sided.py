@@ -32,7 +32,7 @@ _COMBINE_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def padded_top_k(topk: int) -> int:
-    """The smallest supported number of experts a token that is at least ``topk``.
+    """Give the smallest supported number of experts a token that is at least ``topk``.
 
     Raises ValueError when there is none.
     """

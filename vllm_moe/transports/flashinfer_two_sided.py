@@ -80,7 +80,7 @@ class MnnvlMoe(Protocol):
         ep_rank: int,
         ep_size: int,
     ) -> torch.Tensor:
-        """Send ``x`` ``[tokens, width]``; gives ``[local_token_allocation_count, width]``, unwritten past the rows."""
+        """Send ``x`` ``[tokens, width]``; gives ``[local_token_allocation_count, width]``, rows first."""
 
     def mnnvl_moe_alltoallv_combine(
         self,
@@ -106,7 +106,7 @@ class MnnvlTransport:
 
 
 class TorchMnnvlMoe:
-    """:class:`MnnvlMoe` over an :class:`EpGroup`; the workspaces are passed for the signature's sake and not used.
+    """:class:`MnnvlMoe` over an :class:`EpGroup`; workspaces are taken and not used.
 
     Raises TransportError for a broken precondition.
     """

@@ -1,4 +1,4 @@
-"""MoRI's dispatch and combine: the vendor's interface, and one on ``torch.distributed`` that behaves as it does.
+"""MoRI's dispatch and combine: the vendor's interface, and one on ``torch.distributed``.
 
 Source of names, shapes and behaviour: ``python/mori/ops/dispatch_combine.py`` and
 ``src/ops/dispatch_combine/intranode.hpp`` of https://github.com/ROCm/mori.
@@ -259,7 +259,7 @@ class TorchEpDispatchCombineOp:
 
     @staticmethod
     def _view(memory: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """The op's memory as ``[rows, width]`` of a dtype, packed from its start as the vendor packs it."""
+        """Give the memory as ``[rows, width]`` of a dtype, packed from its start as the vendor packs it."""
         rows = memory.size(0)
         return memory.view(-1)[: rows * width * dtype.itemsize].view(dtype).view(rows, width)
 

@@ -28,8 +28,8 @@ class NixlEpBuffer(Protocol):
     ``num_max_dispatch_tokens_per_rank`` rows, a number that is the same on every rank and times the ranks a
     multiple of 4; ids are contiguous, of the dtype that the library was compiled for, and -1 means no expert;
     ``use_fp8`` needs a hidden size that is a multiple of 512; weights are float32. There are two
-    buffers, used in turn, and a send clears the counters of the other one: the receive half of a call has to have
-    run before the next call. ``num_experts`` is required up to release 1.2, ignored in
+    buffers, used in turn, and a send clears the counters of the other one: the receive half of a call has to
+    have run before the next call. ``num_experts`` is required up to release 1.2, ignored in
     1.3 and 1.4, and the physical capacity from 1.5 on: pass the number of physical experts, which is right
     for all.
     """
@@ -103,7 +103,7 @@ class TorchNixlEpBuffer:
         async_finish: bool = False,
         return_recv_hook: bool = False,
     ) -> tuple[Any, torch.Tensor, NixlEpHandle, EventOverlap, Callable[[], None] | None]:
-        """Send tokens to their experts; see the protocol. ``num_experts`` has to be the physical number, or None."""
+        """Send tokens to their experts; ``num_experts`` has to be the physical number, or None."""
         physical = self.num_experts_per_rank * self.group.world_size
         if num_experts not in {None, physical}:
             raise TransportError(

@@ -74,7 +74,10 @@ def check_capacity(where: str, a1: torch.Tensor, max_tokens: int) -> None:
 
 
 def refuse_ids_out_of_range(where: str, topk_ids: torch.Tensor, num_experts: int) -> None:
-    """Raise ValueError for ids outside -1 to ``num_experts - 1`` on the CPU; a device would have to be waited for."""
+    """Raise ValueError for ids outside -1 to ``num_experts - 1``, on the CPU.
+
+    A device would have to be waited for.
+    """
     if topk_ids.device.type != "cpu" or topk_ids.numel() == 0:
         return
     low, high = (int(bound) for bound in topk_ids.to(torch.int64).aminmax())
@@ -87,7 +90,7 @@ def refuse_ids_out_of_range(where: str, topk_ids: torch.Tensor, num_experts: int
 
 
 def is_fp8_block128(quant_config: FusedMoEQuantConfig) -> bool:
-    """Whether activations are fp8 with a scale for each 128 elements of a row: what DeepEP-like kernels quantize to."""
+    """Whether activations are fp8 with a scale for 128 elements, which is what DeepEP-like kernels make."""
     shape = quant_config.block_shape
     return quant_config.quant_dtype == FP8_DTYPE and shape is not None and shape[1] == _BLOCK
 
@@ -128,7 +131,10 @@ class DispatchQuantization:
     def receive(
         self, rows: torch.Tensor, scale: torch.Tensor | None, valid: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What ``prepare`` returns for received rows; ``valid`` bool ``[rows]`` keeps padding out of a shared scale."""
+        """Give what ``prepare`` returns for received rows.
+
+        ``valid``, bool ``[rows]``, keeps padding out of a shared scale.
+        """
         if not self.before:
             return quantize_rows(rows, self.scheme, valid)
         if self.scheme.static_scale is not None:
@@ -139,7 +145,7 @@ class DispatchQuantization:
 def quantize_batched(
     x: torch.Tensor, counts: torch.Tensor, quant_config: FusedMoEQuantConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Quantize received rows ``[experts, rows, hidden]``, of which expert e's first ``counts[e]`` hold anything.
+    """Quantize ``[experts, rows, hidden]``, of which expert e's first ``counts[e]`` rows hold anything.
 
     The scales have :meth:`FusedMoEQuantConfig.batched_scale_shape`; a computed scale per tensor is that of
     the expert's own rows, as in the batched backend.
@@ -169,7 +175,7 @@ def keep_own_slots(
     num_local_experts: int,
     valid: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids with -1, and weights with 0, in slots of other ranks' experts and of rows that are not ``valid``."""
+    """Set ids to -1 and weights to 0 in slots of other ranks' experts and of rows not ``valid``."""
     own = (topk_ids >= first_expert) & (topk_ids < first_expert + num_local_experts)
     if valid is not None:
         own &= valid.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What the two low-latency backends share: the batched format in, the batched format out, receive halves apart.
+"""What the two low-latency backends share: the batched format, and receive halves apart from the sends.
 
 NIXL EP descends from DeepEP and its calls are the same but for their names.
 """
@@ -36,9 +36,9 @@ QUANT_BLOCK_SIZE = 128
 _UNRECEIVED: WeakKeyDictionary[object, Callable[[], None]] = WeakKeyDictionary()
 """For each buffer, the receive half of its last send, if that has not run yet.
 
-A send clears the counters of the buffer's other half, so the send before it has to have been received, whoever made it:
-another micro-batch, or another layer on the same buffer. vLLM's driver runs that hook before each send; here the
-backends do, and running it again later does nothing.
+A send clears the counters of the buffer's other half, so the send before it has to have been received,
+whoever made it: another micro-batch, or another layer on the same buffer. vLLM's driver runs that hook before
+each send; here the backends do, and running it again later does nothing.
 """
 
 
@@ -82,7 +82,7 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
 
     @classmethod
     def maybe_roundup_layer_hidden_size(cls, hidden_size: int) -> int:
-        """The smallest hidden size that the kernels are compiled for and that is at least ``hidden_size``.
+        """Give the smallest hidden size, at least ``hidden_size``, that the kernels are compiled for.
 
         Raises ValueError when there is none.
         """
@@ -252,7 +252,7 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         """
         where = f"{type(self).__name__}.finalize"
         if not isinstance(weight_and_reduce_impl, TopKWeightAndReduceDelegate):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 -- it is the choice of experts that is wrong
                 f"{where}: the kernels weight and reduce, but the experts ask for "
                 f"{type(weight_and_reduce_impl).__name__}. Choose experts that leave it to the backend."
             )
@@ -319,7 +319,7 @@ class LowLatencyPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
 
 
 def _merge_repeated(topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """New ids and weights where the first slot that names an expert has the weights of all, and the rest are -1."""
+    """Make the first slot that names an expert carry the weights of all, and the others -1; new tensors."""
     topk = topk_ids.size(1)
     same = topk_ids.unsqueeze(2) == topk_ids.unsqueeze(1)
     earlier = torch.ones(topk, topk, dtype=torch.bool, device=topk_ids.device).tril(-1)

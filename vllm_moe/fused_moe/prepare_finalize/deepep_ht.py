@@ -43,7 +43,7 @@ class DeepEPHTPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
 
     @staticmethod
     def maybe_roundup_layer_hidden_size(hidden_size: int, dtype: torch.dtype) -> int:
-        """The smallest hidden size whose rows of ``dtype`` the kernels can copy and that is at least ``hidden_size``."""
+        """Give the smallest hidden size, at least ``hidden_size``, whose rows the kernels can copy."""
         row_bytes = -(-hidden_size * dtype.itemsize // _ROW_BYTES) * _ROW_BYTES
         return row_bytes // dtype.itemsize
 
@@ -86,7 +86,7 @@ class DeepEPHTPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         return True
 
     def _config(self, which: str) -> Any:
-        """The vendor's tuned configuration for this many ranks; None where there is none, and its default holds."""
+        """Give the vendor's tuned configuration for this many ranks; None for its default."""
         get_config = getattr(self.buffer, which, None)
         if get_config is None or self.num_dispatchers_ not in self.available_rank_configs:
             return None

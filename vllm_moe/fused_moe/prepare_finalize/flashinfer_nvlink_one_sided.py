@@ -1,4 +1,4 @@
-"""Prepare/finalize by FlashInfer's one-sided NVLink kernels (vLLM: ``prepare_finalize/flashinfer_nvlink_one_sided.py``)."""
+"""Prepare/finalize by FlashInfer's one-sided NVLink kernels (vLLM: the module of this name)."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from vllm_moe.transports import MoeAlltoAllTransport, missing_transport, pad_row
 __all__ = ["FlashInferNVLinkOneSidedPrepareAndFinalize"]
 
 _SCALE_BYTES = 16
-"""Rows of scales are filled up to this, so that every payload starts where the kernels' widest copies may start."""
+"""Rows of scales are filled up to this: every payload then starts where the widest copies may start."""
 
 
 @dataclass(frozen=True)

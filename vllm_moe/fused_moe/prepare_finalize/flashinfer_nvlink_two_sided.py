@@ -1,4 +1,4 @@
-"""Prepare/finalize by FlashInfer's two-sided NVLink kernels (vLLM: ``prepare_finalize/flashinfer_nvlink_two_sided.py``)."""
+"""Prepare/finalize by FlashInfer's two-sided NVLink kernels (vLLM: the module of this name)."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class FlashInferNVLinkTwoSidedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeMo
 
     @staticmethod
     def maybe_roundup_layer_hidden_size(hidden_size: int) -> int:
-        """The smallest hidden size whose rows, fp8 ones too, have an allowed length, at least ``hidden_size``."""
+        """Give the smallest hidden size, at least ``hidden_size``, with rows of an allowed length."""
         return -(-hidden_size // MNNVL_ALIGNMENT_BYTES) * MNNVL_ALIGNMENT_BYTES
 
     @property
@@ -93,7 +93,9 @@ class FlashInferNVLinkTwoSidedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeMo
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> mk.PrepareResultType:
-        """Quantize and dispatch; activations are ``[num_dispatchers * most tokens of a rank, hidden]``, padding last.
+        """Quantize and dispatch.
+
+        Activations are ``[num_dispatchers * most tokens of a rank, hidden]``, padding last.
 
         Slots of other ranks' experts and of padding rows have id -1 and weight 0.
 

@@ -92,7 +92,9 @@ class MoriPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> mk.PrepareResultType:
-        """Quantize and dispatch; activations are ``[num_dispatchers * max_tokens_per_rank, hidden]``, padding last.
+        """Quantize and dispatch.
+
+        Activations are ``[num_dispatchers * max_tokens_per_rank, hidden]``, padding last.
 
         Slots of other ranks' experts and of padding rows have id -1 and weight 0.
 

@@ -148,7 +148,7 @@ class MoEPrepareAndFinalizeNaiveDPEPModular(_NaiveDPEP, mk.FusedMoEPrepareAndFin
 
 
 class MoEPrepareAndFinalizeNaiveDPEPMonolithic(_NaiveDPEP, mk.FusedMoEPrepareAndFinalizeMonolithic):
-    """The same for experts that route for themselves: router logits are gathered in place of ids and weights."""
+    """The same for experts that route for themselves: router logits are gathered, not ids and weights."""
 
     def prepare(
         self,
