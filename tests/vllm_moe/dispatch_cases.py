@@ -155,7 +155,7 @@ def reference(case: Case, rank: int, world: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _scale(case: Case, x: torch.Tensor, world: int) -> torch.Tensor:
-    """Give the largest scale that an element of ``x`` can be quantized with, broadcast to its shape or less."""
+    """Give the largest scale that each element of ``x`` can be quantized with, broadcastable to its shape."""
     limit = 127.0 if case.quantization.startswith("int8") else 448.0
     if case.quantization.endswith("token"):
         return x.abs().amax(dim=1, keepdim=True) / limit

@@ -177,7 +177,7 @@ class VendorNixlEpBuffer:
     the following layer. :meth:`check` waits for it and raises at once. Nothing is copied while a CUDA graph
     is captured.
 
-    Raises MissingTransportError's reason as TransportError when the library cannot be imported.
+    Raises TransportError, with the reason, when the library cannot be imported.
     """
 
     def __init__(
@@ -266,9 +266,8 @@ class VendorNixlEpBuffer:
         if lost:
             raise TransportError(
                 f"nixl_ep: rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))} of "
-                f"{self.group.world_size} "
-                f"died or did not answer within {self.group.timeout.total_seconds():g} s, and the last "
-                "results lack "
+                f"{self.group.world_size} died or did not answer within "
+                f"{self.group.timeout.total_seconds():g} s, and the last results lack "
                 "their experts. Start all ranks again."
             )
 
