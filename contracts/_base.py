@@ -157,9 +157,10 @@ def matching_modules(option: str, expressions: Iterable[ModuleExpression], graph
         if not matches:
             import difflib  # noqa: PLC0415  for a message only
 
-            close = difflib.get_close_matches(text, sorted(graph.modules), n=1)
+            inside = sorted(module for module in graph.modules if not graph.is_module_squashed(module))
+            close = difflib.get_close_matches(text, inside, n=1)
             hint = f" Closest module: '{close[0]}'." if close else ""
-            raise UnknownNameError(f"{option}: no module matches '{text}'.{hint}")
+            raise UnknownNameError(f"{option}: no module of the root packages matches '{text}'.{hint}")
         found |= matches
     return found
 

@@ -154,17 +154,20 @@ def report(
     *,
     kept: Sequence[str] = (),
     warnings: Mapping[str, Sequence[str]] | None = None,
+    order: Sequence[str] | None = None,
 ) -> str:
-    """A whole report as import-linter prints it (without its counts), contracts in alphabetical order.
+    """A whole report as import-linter prints it (without its counts).
 
     Args:
         broken: the lines under each broken contract.
         kept: the kept contracts; the number of warnings is added by itself.
         warnings: the warnings of each contract that has some.
+        order: the contracts as they are configured; alphabetical unless told otherwise.
     """
     broken, warnings = broken or {}, warnings or {}
     text = f"\n{_heading('Contracts')}{_heading('Analyzed N files, M dependencies.', above=False)}"
-    for name in sorted([*broken, *kept]):
+    names = order or sorted([*broken, *kept])
+    for name in names:
         count = len(warnings.get(name, ()))
         suffix = f" ({count} warning{'s' if count > 1 else ''})" if count else ""
         text += f"{name} {'BROKEN' if name in broken else 'KEPT'}{suffix}\n"
@@ -173,11 +176,11 @@ def report(
         text += "\n" + _heading("Warnings")
         text += "\n".join(
             _heading(name, above=False) + "".join(f"- {line}\n" for line in lines)
-            for name, lines in sorted(warnings.items())
+            for name, lines in sorted(warnings.items(), key=lambda item: names.index(item[0]))
         )
     if broken:
         text += "\n\n" + _heading("Broken contracts")
-        for name, lines in sorted(broken.items()):
+        for name, lines in sorted(broken.items(), key=lambda item: names.index(item[0])):
             text += _heading(name, above=False) + "".join(f"{line}\n" for line in lines) + "\n"
     return text
 
