@@ -46,6 +46,7 @@ VLLM_NEWEST_US = {
     (1024, 8, 8, 4096, 2): (364, 364),
 }
 CACHE_BYTES = 60 * 2**20
+WARM_UP_CALLS = 50
 
 
 @dataclass
@@ -160,8 +161,8 @@ def measure(shape: tuple[int, int, int, int, int], scheme: str, rate: float, rep
             for item in inputs:
                 item.rows = item.prepare()
         calls = [getattr(item, step) for item in inputs]
-        for call in calls[:3]:
-            call()
+        for number in range(WARM_UP_CALLS):
+            calls[number % len(calls)]()
         cursor = iter(range(10**9))
         eager = median_us(lambda: calls[next(cursor) % len(calls)](), repeats)  # noqa: B023 -- called before the next
         graph = replayed_us(calls, max(repeats // 4, 10))
@@ -230,8 +231,10 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        vllm = ("", "") if row.vllm_newest_us is None else (
-            str(row.vllm_newest_us), f"{row.vllm_newest_us / row.eager_us:.1f}"
+        vllm = (
+            ("", "")
+            if row.vllm_newest_us is None
+            else (str(row.vllm_newest_us), f"{row.vllm_newest_us / row.eager_us:.1f}")
         )
         shape = f"{row.tokens}, {row.experts}, {row.local}, {row.hidden}, {row.topk}"
         lines.append(
@@ -254,8 +257,12 @@ def plot(path: Path, rows: list[Row], title: str) -> None:
         tokens = [row.tokens for row in line]
         label = name[0] if name[1] == "none" else f"{name[0]}, {name[1]}"
         axes.plot(tokens, [row.graph_us for row in line], "o-", color=f"C{number}", label=label)
-        axes.plot(tokens, [row.floor_us for row in line], "--", color=f"C{number}", label=f"{label}: byte floor")
-    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="microseconds a call, replayed from a CUDA graph")
+        axes.plot(
+            tokens, [row.floor_us for row in line], "--", color=f"C{number}", label=f"{label}: byte floor"
+        )
+    axes.set(
+        xscale="log", yscale="log", xlabel="tokens", ylabel="microseconds a call, replayed from a CUDA graph"
+    )
     axes.set_xticks(PLOTTED_TOKENS, [str(tokens) for tokens in PLOTTED_TOKENS])
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
@@ -276,12 +283,18 @@ def environment() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.kernels", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--repeats", type=int, default=100, help="calls that each median is taken over")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
-    parser.add_argument("--plot", type=Path, help="measure a sweep over tokens too, and draw it into this PNG (CUDA)")
+    parser.add_argument(
+        "--plot", type=Path, help="measure a sweep over tokens too, and draw it into this PNG (CUDA)"
+    )
     options = parser.parse_args(arguments)
     report: dict[str, object] = {
         "command": " ".join(["python -m tests.bench.kernels", *(arguments or sys.argv[1:])]),
@@ -320,7 +333,11 @@ def main(arguments: list[str] | None = None) -> None:
                 swept += measure((tokens, 256, 32, 7168, 8), scheme, rate, max(options.repeats // 4, 10))
                 torch.cuda.empty_cache()
         report["sweep"] = [asdict(row) for row in swept]
-        plot(options.plot, swept, f"256 experts, 32 local, hidden 7168, topk 8, bf16; {environment()['device']}")
+        plot(
+            options.plot,
+            swept,
+            f"256 experts, 32 local, hidden 7168, topk 8, bf16; {environment()['device']}",
+        )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     if options.markdown:

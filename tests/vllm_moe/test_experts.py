@@ -47,6 +47,12 @@ EXPERTS, HIDDEN, WIDTH = 6, 256, 128
 UNQUANTIZED = FusedMoEQuantConfig.make()
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Give every test the same random numbers each time."""
+    torch.manual_seed(7)
+
+
 class Layer(NamedTuple):
     """Weights of a layer as they are stored, and as they are meant."""
 
@@ -150,6 +156,12 @@ TOLERANCES = {
     "int8 weights token": 2e-6,
 }
 STATIC_SCALES = (0.011, 0.02)
+# On the device more is rounded before the second quantization, which makes more of its values go the other way: bf16
+# results of the first product, and the fp8 tensor cores of Hopper, which keep 14 bits or so of a sum.
+DEVICE_TOLERANCES = {
+    torch.float32: dict.fromkeys(("fp8 static", "fp8 dynamic", "fp8 token", "fp8 block"), 1e-2),
+    torch.bfloat16: {name: 3e-2 if name.startswith("fp8") else 1.2e-2 for name in TOLERANCES},
+}
 all_layers = pytest.mark.parametrize("name", TOLERANCES)
 
 
@@ -243,8 +255,9 @@ def test_tolerances_reject_wrong_layers(name: str) -> None:
             wrong["the other format's scales"] = expected_layer(
                 name, "batched", layer, hidden_states, weights, ids
             )
+    allowed = max(TOLERANCES[name], *(tolerances.get(name, 0.0) for tolerances in DEVICE_TOLERANCES.values()))
     for what, output in wrong.items():
-        assert relative_error(output, expected) > TOLERANCES[name], what
+        assert relative_error(output, expected) > allowed, what
 
 
 @pytest.mark.parametrize("activation", MoEActivation)
@@ -532,8 +545,7 @@ def test_triton_layer_equals_the_dense_reference(name: str, format_name: str, dt
     arguments = (hidden_states.to(DEVICE), there.w1, there.w2, weights.to(DEVICE), ids.to(DEVICE))
     output = kernel.apply(*arguments, MoEActivation.SILU, -1, None, False)
     expected = expected_layer(name, format_name, layer, hidden_states, weights, ids)
-    floor = 8e-3 if dtype is torch.bfloat16 else 0.0
-    assert relative_error(output, expected) < max(TOLERANCES[name], floor)
+    assert relative_error(output, expected) < DEVICE_TOLERANCES[dtype].get(name, TOLERANCES[name])
 
 
 def _config_to(quant_config: FusedMoEQuantConfig, device: str) -> FusedMoEQuantConfig:

@@ -6,6 +6,9 @@ installed); the interpreter rounds to fp8 inexactly, so that there the quantized
 
 import importlib.util
 import os
+import subprocess
+import sys
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -59,6 +62,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 POISONS = (float("nan"), float("inf"), 1e30)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Give every test the same random numbers each time."""
+    torch.manual_seed(7)
+
+
 class Case(NamedTuple):
     """Tokens and where they go."""
 
@@ -82,14 +91,20 @@ def make_case(
 ) -> Case:
     """Random tokens whose ids hold -1 and repeats; local experts are the last ones, or as tables say."""
     generator = torch.Generator().manual_seed(seed)
-    a1 = torch.randn(tokens, hidden, generator=generator) * torch.rand(tokens, 1, generator=generator).exp() * 2
+    a1 = (
+        torch.randn(tokens, hidden, generator=generator)
+        * torch.rand(tokens, 1, generator=generator).exp()
+        * 2
+    )
     ids = torch.randint(-1, experts, (tokens, topk), generator=generator).to(ids_dtype)
     to_physical = expert_map = None
     if "physical" in tables:
         to_physical = torch.randperm(experts, generator=generator).to(torch.int32)
     if "map" in tables:
         expert_map = torch.full((experts,), -1, dtype=torch.int32)
-        expert_map[torch.randperm(experts, generator=generator)[:local]] = torch.arange(local, dtype=torch.int32)
+        expert_map[torch.randperm(experts, generator=generator)[:local]] = torch.arange(
+            local, dtype=torch.int32
+        )
     placement = ExpertPlacement(local, experts - local, to_physical, expert_map, experts)
     weights = torch.rand(tokens, topk, generator=generator)
     return Case(a1.to(dtype), weights, ids, placement)
@@ -108,7 +123,9 @@ def local_of(placement: ExpertPlacement, expert: int) -> int | None:
 
 def rows_of(case: Case) -> list[list[int]]:
     """Tokens of each local expert, by brute force."""
-    return expert_rows(case.ids, lambda expert: local_of(case.placement, expert), case.placement.num_local_experts)
+    return expert_rows(
+        case.ids, lambda expert: local_of(case.placement, expert), case.placement.num_local_experts
+    )
 
 
 CASES = [
@@ -196,7 +213,9 @@ def test_quantized_prepare_is_within_half_a_step(case: Case, scheme: QuantScheme
         assert relative_error(row_scale, wanted.expand(row_scale.shape)) < 1e-6
         clipped = expected.clamp(-limit * wide, limit * wide)
         found = dequantize(batch[expert, : len(tokens)], row_scale, 0 if per_row in {None, 1} else 128)
-        assert ((found.double() - clipped).abs() <= quantization_error_bound(clipped, wide, scheme.dtype)).all()
+        assert (
+            (found.double() - clipped).abs() <= quantization_error_bound(clipped, wide, scheme.dtype)
+        ).all()
 
 
 @pytest.mark.parametrize("dtype", [FP8_DTYPE, torch.int8])
@@ -294,7 +313,9 @@ def test_finalize_adds_up_each_tokens_rows(case: Case, weighted: bool, poison: f
     output = torch.full((tokens, hidden), float("nan"), dtype=case.a1.dtype)
     before = expert_output.clone()
     batched_finalize_torch(output, expert_output, weights if weighted else None, case.ids, case.placement)
-    assert relative_error(output, expected) <= {torch.float32: 1e-6, torch.float16: 1e-3}.get(case.a1.dtype, 4e-3)
+    assert relative_error(output, expected) <= {torch.float32: 1e-6, torch.float16: 3e-4}.get(
+        case.a1.dtype, 2e-3
+    )
     assert torch.equal(expert_output.isnan(), before.isnan())
     assert torch.equal(expert_output.nan_to_num(), before.nan_to_num())
 
@@ -318,7 +339,7 @@ def test_the_tolerance_of_finalize_rejects_bf16_accumulation_and_lost_slots() ->
     twice = torch.empty(64, 256)
     weight_and_reduce_torch(twice, rows, case.weights**2, case.ids)
     for wrong in (total, lost, twice):
-        assert relative_error(wrong, expected) > 4e-3
+        assert relative_error(wrong, expected) > 2e-3
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -378,7 +399,11 @@ def test_finalize_refuses_what_does_not_come_from_prepare() -> None:
         "batched_finalize: fused_expert_output is (3, 4, 8), expected [2, rows, hidden]: one slice for each local "
         "expert.": (output, torch.empty(3, 4, 8), weights),
         "batched_finalize: 3 tokens, but fused_expert_output has 2 rows for each expert, so it does not come from a "
-        "prepare of these tokens. Pass the topk_ids that prepare had.": (output, torch.empty(2, 2, 8), weights),
+        "prepare of these tokens. Pass the topk_ids that prepare had.": (
+            output,
+            torch.empty(2, 2, 8),
+            weights,
+        ),
         "batched_finalize: output is (3, 9), expected (3, 8): a row for each row of topk_ids, as wide as the experts' "
         "output.": (torch.empty(3, 9), batch, weights),
         "batched_finalize: topk_weights is (3, 1) and topk_ids (3, 2), expected equal shapes [tokens, topk].": (
@@ -488,7 +513,7 @@ def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     from vllm_moe.fused_moe.kernels import _triton_rows
 
     if request.param == "tallied":
-        monkeypatch.setattr(_triton_rows, "MOST_COUNTED_TOKENS", 0)
+        monkeypatch.setattr(_triton_rows, "MOST_COUNTED_IDS", 0)
         monkeypatch.setattr(_triton_rows, "_CHUNK", 4)
 
 
@@ -502,7 +527,9 @@ def test_triton_routes_as_torch_does(case: Case) -> None:
 
     there = to_device(case)
     for found, expected in zip(
-        _triton_rows.route(there.ids, there.placement, 40), route_torch(case.ids, case.placement, 40), strict=True
+        _triton_rows.route(there.ids, there.placement, 40),
+        route_torch(case.ids, case.placement, 40),
+        strict=True,
     ):
         assert torch.equal(found.cpu(), expected)
     experts = case.placement.num_experts
@@ -558,7 +585,9 @@ def test_triton_quantizes_as_torch_does(case: Case, scheme: QuantScheme, masked:
     if scheme.static_scale is not None:
         scheme_there = scheme._replace(static_scale=scheme.static_scale.to(DEVICE))
     expected = quantize_rows_torch(case.a1, scheme, mask)
-    found = _triton_rows.quantize_rows(case.a1.to(DEVICE), scheme_there, None if mask is None else mask.to(DEVICE))
+    found = _triton_rows.quantize_rows(
+        case.a1.to(DEVICE), scheme_there, None if mask is None else mask.to(DEVICE)
+    )
     assert_same_quantized(found[0], expected[0])
     if expected[1] is not None:
         torch.testing.assert_close(found[1].cpu(), expected[1], rtol=0, atol=0)
@@ -575,7 +604,9 @@ def test_triton_finalizes_as_torch_does(case: Case, weighted: bool) -> None:
 
     there = to_device(case)
     tokens, hidden = case.a1.shape
-    batch = torch.full((case.placement.num_local_experts, tokens + 2, hidden), float("nan"), dtype=case.a1.dtype)
+    batch = torch.full(
+        (case.placement.num_local_experts, tokens + 2, hidden), float("nan"), dtype=case.a1.dtype
+    )
     for expert, its_tokens in enumerate(rows_of(case)):
         batch[expert, : len(its_tokens)] = torch.randn(len(its_tokens), hidden).to(case.a1.dtype)
     expected = torch.empty(tokens, hidden, dtype=case.a1.dtype)
@@ -639,7 +670,7 @@ cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @cuda_only
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [33, 700])
+@pytest.mark.parametrize("tokens", [33, 1500])
 @pytest.mark.parametrize("scheme", ["none", "fp8 dynamic", "fp8 block"])
 def test_kernels_replay_from_a_graph_with_other_inputs(tokens: int, scheme: str) -> None:
     """Captured once without waiting for the host, a replay with new tokens and ids equals an eager call."""
@@ -681,19 +712,41 @@ def test_kernels_replay_from_a_graph_with_other_inputs(tokens: int, scheme: str)
 @pytest.mark.gpu
 def test_kernels_never_wait_for_the_host() -> None:
     """PyTorch's own check of synchronizing calls stays silent through every kernel."""
-    case = to_device(make_case(700, 4, 8, 4, 256, tables="physical map"))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for scheme in SCHEMES.values():
-            if scheme.static_scale is None:
-                batched_prepare(case.a1, None, case.ids, case.placement, 700, scheme)
-                quantize_rows(case.a1, scheme)
-        slots, _ = route(case.ids, case.placement, 700)
-        permuted, _, slots, _ = permute_tokens(case.a1, None, case.ids, case.placement)
-        combine_rows(torch.empty_like(case.a1), permuted, slots, case.weights)
-        count_expert_num_tokens(case.ids, 8, None)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    case = to_device(make_case(1500, 4, 8, 4, 256, tables="physical map"))
+    with warnings.catch_warnings():
+        # That the mode is a prototype is a warning of its own, each time.
+        warnings.simplefilter("ignore")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for scheme in SCHEMES.values():
+                if scheme.static_scale is None:
+                    batched_prepare(case.a1, None, case.ids, case.placement, 1500, scheme)
+                    quantize_rows(case.a1, scheme)
+            slots, _ = route(case.ids, case.placement, 1500)
+            permuted, _, slots, _ = permute_tokens(case.a1, None, case.ids, case.placement)
+            combine_rows(torch.empty_like(case.a1), permuted, slots, case.weights)
+            count_expert_num_tokens(case.ids, 8, None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@cuda_only
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [3, 3000])
+def test_ids_out_of_range_stop_the_kernel(tokens: int) -> None:
+    """An id that is no expert's traps on the device, with a message, rather than being dropped or read beyond."""
+    program = f"""
+import torch
+from vllm_moe.fused_moe.kernels import ExpertPlacement, QuantKind, QuantScheme, batched_prepare
+ids = torch.zeros({tokens}, 2, dtype=torch.int32, device="cuda")
+ids[-1, 1] = 8
+a1 = torch.randn({tokens}, 64, device="cuda")
+batched_prepare(a1, None, ids, ExpertPlacement(4, 0, None, None, 8), {tokens}, QuantScheme(QuantKind.NONE, None, 0, None))
+torch.cuda.synchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "topk_ids holds an id outside -1 (no expert) to num_experts - 1" in done.stderr
 
 
 @cuda_only
@@ -724,7 +777,11 @@ def test_five_calls_give_the_same_bits(scheme: str) -> None:
     for _ in range(5):
         batch, scale, counts = batched_prepare(case.a1, None, case.ids, case.placement, 3000, SCHEMES[scheme])
         rows = torch.cat([batch[e, :n].flatten() for e, n in enumerate(counts.tolist())]).float()
-        real = [] if scale is None else [scale[e, : n if scale.size(1) > 1 else 1].flatten() for e, n in enumerate(counts)]
+        real = (
+            []
+            if scale is None
+            else [scale[e, : n if scale.size(1) > 1 else 1].flatten() for e, n in enumerate(counts)]
+        )
         output = torch.empty_like(case.a1)
         batched_finalize(output, batch.bfloat16(), case.weights, case.ids, case.placement)
         results.append((rows, torch.cat(real) if real else rows, output))

@@ -114,8 +114,7 @@ class TopKWeightAndReduceNaiveBatched(mk.TopKWeightAndReduce):
 
     ``rank`` says which experts those are: ``rank * num_local_experts`` onwards, unless a table says
     otherwise (``global_to_physical`` and ``expert_map``, as
-    :class:`~vllm_moe.fused_moe.kernels.ExpertPlacement` has them). ``num_experts`` of all ranks, if known, lets
-    the kernel expect how many of a token's slots are local.
+    :class:`~vllm_moe.fused_moe.kernels.ExpertPlacement` has them).
     """
 
     def __init__(
@@ -123,10 +122,8 @@ class TopKWeightAndReduceNaiveBatched(mk.TopKWeightAndReduce):
         rank: int,
         global_to_physical: torch.Tensor | None = None,
         expert_map: torch.Tensor | None = None,
-        num_experts: int | None = None,
     ) -> None:
         self.rank = rank
-        self.num_experts = num_experts
         self.global_to_physical = global_to_physical
         self.expert_map = expert_map
 
@@ -159,9 +156,7 @@ class TopKWeightAndReduceNaiveBatched(mk.TopKWeightAndReduce):
         if output is None:
             output = fused_expert_output.new_empty(topk_ids.size(0), fused_expert_output.size(-1))
         experts = fused_expert_output.size(0)
-        placement = ExpertPlacement(
-            experts, experts * self.rank, self.global_to_physical, self.expert_map, self.num_experts
-        )
+        placement = ExpertPlacement(experts, experts * self.rank, self.global_to_physical, self.expert_map)
         weights = None if apply_router_weight_on_input else topk_weights
         batched_finalize(output, fused_expert_output, weights, topk_ids, placement)
         return output

@@ -432,8 +432,9 @@ def scatter_kernel(
                 if part == 0:
                     if slot % rows == 0:
                         tl.store(scale_ptr + number, own_scale)
-                own = _round_to(values.to(tl.float32) * tl.div_rn(1.0, own_scale), out_ptr.dtype.element_ty)
-                tl.store(target_ptr, own, mask=wanted)
+                # Rows that a mask kept out of the maximum may be beyond it.
+                own = tl.minimum(tl.maximum(values.to(tl.float32) * tl.div_rn(1.0, own_scale), -LIMIT), LIMIT)
+                tl.store(target_ptr, _round_to(own, out_ptr.dtype.element_ty), mask=wanted)
             else:
                 tl.store(target_ptr, quantized, mask=wanted)
             if KIND == TOKEN:
@@ -522,7 +523,6 @@ def gather_kernel(
     WIDTH: tl.constexpr,
     OVERLAPPED: tl.constexpr,
     FIND: tl.constexpr,
-    DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -574,7 +574,7 @@ def gather_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for j in tl.static_range(TOPK):
         row_ptr = rows_ptr + found[j].to(tl.int64) * ROWS_STRIDE
-        if DENSE:
+        if FIND == IDENTITY:
             # Nearly every slot has a row: predicated loads are all under way together.
             values = tl.load(row_ptr + column, mask=wanted & (found[j] >= 0), other=0.0).to(tl.float32)
             if weight_ptr is not None:

@@ -1,10 +1,9 @@
 """Launching Triton kernels with little work on the host.
 
-``kernel[grid](...)`` binds and classifies every argument anew in each call, which takes longer than a
-decode-size kernel runs. What decides about the compiled code here is little and known: the compile-time
-constants, the dtypes of the pointers, and whether they are aligned to 16 bytes. Integers are not specialized
-on (the kernels say so themselves). A launch therefore looks the compiled kernel up by these and starts it
-directly.
+``kernel[grid](...)`` binds and classifies every argument anew in each call, which takes longer than a decode-size
+kernel runs. A :class:`Launch` holds what stays the same from call to call: the grid, the integers, the
+compile-time constants and, after the first call, the compiled kernel. What is left to do is to look at the
+tensors' addresses.
 """
 
 from typing import Any
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-__all__ = ["OVERLAPS", "Launcher"]
+__all__ = ["OVERLAPS", "Launch"]
 
 # An id out of range has to be refused without waiting for the device, so kernels trap. The overflow checks that
 # come with the debug option are not wanted.
@@ -36,57 +35,56 @@ def _overlaps() -> bool:
 OVERLAPS = _overlaps()
 
 
-class Launcher:
-    """A kernel whose parameters are pointers (tensors or None), then 32-bit integers, then constants."""
+class Launch:
+    """One kernel with everything but its pointers: which tensors are None and their dtypes are fixed as well.
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self._compiled: dict[tuple[object, ...], Any] = {}
+    The kernel's parameters are pointers first, then ``integers`` (32 bits, not specialized on), then
+    ``constants``. ``overlapped`` starts it before the launch before it has ended; it waits where it has to.
+    """
 
-    def __call__(
+    def __init__(
         self,
-        programs: int,
-        pointers: tuple[torch.Tensor | None, ...],
+        kernel: Any,
+        grid: tuple[int, int],
         integers: tuple[int, ...],
         constants: tuple[object, ...],
         num_warps: int,
-        programs_y: int = 1,
         overlapped: bool = False,
     ) -> None:
-        """Run ``programs x programs_y`` programs on the current stream of the current device.
+        self.kernel = kernel
+        self.grid = (*grid, 1)
+        self.rest = (*integers, *constants)
+        self.options = {**_OPTIONS, "num_warps": num_warps}
+        if overlapped:
+            self.options["launch_pdl"] = True
+        self._compiled: dict[int, Any] = {}
 
-        ``overlapped``: start before the launch before this one has ended; the kernel waits where it has to.
-        """
-        compiles = isinstance(self.kernel, JITFunction)
-        device = torch.cuda.current_device() if compiles else 0
+    def __call__(self, *pointers: torch.Tensor | None) -> None:
+        """Start it on the current stream of the current device; does nothing when there are no programs."""
+        if 0 in self.grid:
+            return
+        # The interpreter compiles nothing, and other releases are asked to start what they compiled.
+        if not (_STARTED_DIRECTLY and isinstance(self.kernel, JITFunction)):
+            self.kernel[self.grid](*pointers, *self.rest, **self.options)
+            return
         addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
-        kinds = [None if pointer is None else pointer.dtype for pointer in pointers]
-        aligned = [address is not None and address % 16 == 0 for address in addresses]
-        key = (constants, num_warps, device, overlapped, *kinds, *aligned)
-        compiled = self._compiled.get(key)
-        grid = (programs, programs_y, 1)
+        # Code for aligned addresses (all but odd views) is kept; Triton itself finds the code for others.
+        if any([address is not None and address & 15 for address in addresses]):  # noqa: C419 -- faster as a list
+            self.kernel[self.grid](*pointers, *self.rest, **self.options)
+            return
+        device = torch.cuda.current_device()
+        compiled = self._compiled.get(device)
         if compiled is None:
-            options = {**_OPTIONS, "num_warps": num_warps}
-            if overlapped:
-                options["launch_pdl"] = True
-            compiled = self.kernel[grid](*pointers, *integers, *constants, **options)
-            # The interpreter gives nothing to keep.
-            if compiled is not None:
-                self._compiled[key] = compiled
-        elif _STARTED_DIRECTLY:
-            compiled.run(
-                programs,
-                programs_y,
-                1,
-                torch._C._cuda_getCurrentRawStream(device),  # noqa: SLF001 -- as Triton itself asks for it
-                compiled.function,
-                compiled.packed_metadata,
-                None,
-                None,
-                None,
-                *addresses,
-                *integers,
-                *constants,
-            )
-        else:
-            compiled[grid](*pointers, *integers, *constants)
+            self._compiled[device] = self.kernel[self.grid](*pointers, *self.rest, **self.options)
+            return
+        compiled.run(
+            *self.grid,
+            torch._C._cuda_getCurrentRawStream(device),  # noqa: SLF001 -- as Triton itself asks for it
+            compiled.function,
+            compiled.packed_metadata,
+            None,
+            None,
+            None,
+            *addresses,
+            *self.rest,
+        )

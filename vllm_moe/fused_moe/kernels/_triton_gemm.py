@@ -1,5 +1,6 @@
 """Launches of the Triton kernels of the experts; the function has the signature of its torch twin."""
 
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -22,13 +23,10 @@ from vllm_moe.fused_moe.kernels._jit_gemm import (
     activation_kernel,
     grouped_gemm_kernel,
 )
-from vllm_moe.fused_moe.kernels._launch import Launcher
+from vllm_moe.fused_moe.kernels._launch import Launch
 from vllm_moe.fused_moe.kernels.quantize import QuantKind, QuantScheme, quantize_scheme
 
 __all__ = ["grouped_mlp"]
-
-_gemm = Launcher(grouped_gemm_kernel)
-_activate = Launcher(activation_kernel)
 
 _FUNCTIONS = {
     MoEActivation.SILU: SILU,
@@ -37,7 +35,12 @@ _FUNCTIONS = {
     MoEActivation.GELU_NO_MUL: GELU,
     MoEActivation.RELU2_NO_MUL: RELU2,
 }
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_PLANS = 4096
+_TRITON_DTYPES: dict[torch.dtype | None, tl.dtype] = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 
 
 def _power_of_two(number: int) -> int:
@@ -64,7 +67,57 @@ def _weight_scale(
     )
 
 
-def _launch_gemm(
+@lru_cache(_PLANS)
+def _plan_gemm(
+    row_shape: tuple[int, ...],
+    weight_shape: tuple[int, int, int],
+    strides: tuple[int, int],
+    dtypes: tuple[torch.dtype, ...],
+    kinds: tuple[int, int],
+    block_shape: tuple[int, int] | None,
+) -> Launch:
+    """Plan one product; ``dtypes`` are those of rows, weights and result."""
+    experts, out, width = weight_shape
+    batched = len(row_shape) == 3
+    per_expert = row_shape[-2]
+    # Rows that an expert has if they are spread evenly; a tile much larger would be mostly empty.
+    even = -(-prod(row_shape[:-1]) // experts)
+    block_m = min(64 if batched else 128, max(16, _power_of_two(even)))
+    block_n = 64 if dtypes[0] is torch.float32 else 128
+    block_k = 32 if dtypes[0] is torch.float32 else 64
+    group_n, group_k = block_shape or (1, 1)
+    if block_shape is not None:
+        if group_k & (group_k - 1) or group_k < 16:
+            raise ValueError(
+                f"Blocks of {group_k} elements: the CUDA kernel takes powers of two from 16 up. Use 128, or run on "
+                "the CPU."
+            )
+        # One scale a step, so a step must not straddle two blocks.
+        block_k = min(block_k, group_k)
+    tiles = experts * -(-per_expert // block_m) if batched else -(-per_expert // block_m) + experts
+    return Launch(
+        grouped_gemm_kernel,
+        (-(-out // block_n), tiles),
+        (per_expert,),
+        (
+            out,
+            width,
+            *strides,
+            experts,
+            _power_of_two(experts),
+            batched,
+            *kinds,
+            group_n,
+            group_k,
+            block_m,
+            block_n,
+            block_k,
+        ),
+        num_warps=8 if block_m * block_n > 64 * 128 else 4,
+    )
+
+
+def _multiply(
     rows: torch.Tensor,
     row_scale: torch.Tensor | None,
     weights: torch.Tensor,
@@ -73,9 +126,7 @@ def _launch_gemm(
     counts: torch.Tensor,
     block_shape: list[int] | None,
 ) -> None:
-    experts, out, width = weights.shape
-    batched = rows.dim() == 3
-    per_expert = rows.size(1) if batched else rows.size(0)
+    """``result = rows @ weights[expert].T`` for the real rows, scaled."""
     if weights.stride(2) != 1:
         weights = weights.contiguous()
     a_kind = A_UNSCALED.value
@@ -85,43 +136,53 @@ def _launch_gemm(
             a_kind = A_BLOCK.value
         else:
             a_kind = A_EXPERT.value if row_scale.size(-2) == 1 else A_ROW.value
-    # Rows that an expert has if they are spread evenly; a tile much larger would be mostly empty.
-    even = -(-prod(rows.shape[:-1]) // experts)
-    block_m = min(64 if batched else 128, max(16, _power_of_two(even)))
-    block_n = 64 if rows.dtype is torch.float32 else 128
-    group_n, group_k = block_shape or (1, 1)
-    block_k = 32 if rows.dtype is torch.float32 else 64
-    if block_shape is not None:
-        # One scale a step, so a step must not straddle two blocks.
-        block_k = min(block_k, group_k)
-        if group_k & (group_k - 1) or group_k < 16:
-            raise ValueError(
-                f"Blocks of {group_k} elements: the CUDA kernel takes powers of two from 16 up. Use 128, "
-                "or run on the CPU."
-            )
-    tiles = experts * -(-per_expert // block_m) if batched else -(-per_expert // block_m) + experts
-    _gemm(
-        -(-out // block_n),
-        (rows, weights, result, row_scale, weight_scale[0], counts),
-        (per_expert,),
+    experts, out, width = weights.shape
+    plan = _plan_gemm(
+        tuple(rows.shape),
+        (experts, out, width),
+        (weights.stride(0), weights.stride(1)),
+        (rows.dtype, weights.dtype, result.dtype),
+        (a_kind, weight_scale[1]),
+        None if block_shape is None else (block_shape[0], block_shape[1]),
+    )
+    plan(rows, weights, result, row_scale, weight_scale[0], counts)
+
+
+@lru_cache(_PLANS)
+def _plan_activation(
+    row_shape: tuple[int, ...],
+    width: int,
+    activation: MoEActivation,
+    dtypes: tuple[torch.dtype | None, ...],
+    experts: int,
+    measuring: bool,
+    kind: QuantKind,
+    limit: float,
+    group: int,
+) -> Launch:
+    """Plan the activation; ``dtypes`` are those of its input and of its unquantized and quantized results."""
+    batched = len(row_shape) == 3
+    programs = prod(row_shape[:-1])
+    block = max(_power_of_two(width), group)
+    return Launch(
+        activation_kernel,
+        (programs, 1),
+        (row_shape[-2],),
         (
-            out,
             width,
-            weights.stride(0),
-            weights.stride(1),
+            activation.is_gated,
+            _FUNCTIONS[activation].value,
+            _TRITON_DTYPES[dtypes[1]],
             experts,
             _power_of_two(experts),
             batched,
-            a_kind,
-            weight_scale[1],
-            group_n,
-            group_k,
-            block_m,
-            block_n,
-            block_k,
+            measuring,
+            int(kind),
+            limit,
+            group,
+            block,
         ),
-        num_warps=8 if block_m * block_n > 64 * 128 else 4,
-        programs_y=tiles,
+        num_warps=max(1, min(8, block // 512)),
     )
 
 
@@ -157,29 +218,19 @@ def _activated(
                 scale = torch.empty_like(amax)
             else:
                 scale = scheme.static_scale.view(1).expand(scale_shape[0]).contiguous().view(scale_shape)
-    block = max(_power_of_two(width), scheme.group)
-    programs = prod(shape[:-1])
     for measuring in (True, False) if amax is not None else (False,):
-        _activate(
-            programs,
-            (middle, out, scale, scheme.static_scale, amax, counts),
-            (middle.size(1) if batched else programs,),
-            (
-                width,
-                activation.is_gated,
-                _FUNCTIONS[activation].value,
-                _TRITON_DTYPES[workspace2.dtype],
-                counts.numel(),
-                _power_of_two(counts.numel()),
-                batched,
-                measuring,
-                int(scheme.kind),
-                scheme.limit,
-                scheme.group,
-                block,
-            ),
-            num_warps=max(1, min(8, block // 512)),
+        plan = _plan_activation(
+            tuple(middle.shape),
+            width,
+            activation,
+            (middle.dtype, workspace2.dtype, scheme.dtype),
+            counts.numel(),
+            measuring,
+            scheme.kind,
+            scheme.limit,
+            scheme.group,
         )
+        plan(middle, out, scale, scheme.static_scale, amax, counts)
     return out, scale
 
 
@@ -214,6 +265,6 @@ def grouped_mlp(
     scale2 = _weight_scale("w2", w2, quant_config.w2_scale, block_shape)
     width = activation.output_size(w1.size(1))
     rows = rows.contiguous()
-    _launch_gemm(rows, row_scale, w1, scale1, middle, counts, block_shape)
+    _multiply(rows, row_scale, w1, scale1, middle, counts, block_shape)
     active, active_scale = _activated(middle, counts, activation, quant_config, workspace2, width)
-    _launch_gemm(active, active_scale, w2, scale2, output, counts, block_shape)
+    _multiply(active, active_scale, w2, scale2, output, counts, block_shape)

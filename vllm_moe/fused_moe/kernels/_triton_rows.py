@@ -1,11 +1,15 @@
 """Launches of the Triton kernels on rows; the functions have the signatures of their torch twins.
 
-A token's row at an expert is the number of earlier tokens that name the expert. Up to
-``MOST_COUNTED_TOKENS`` (decode) every program counts for itself in the ids of all earlier tokens, which are
-in the cache anyway: one launch in all. Above, a first launch tallies each chunk of tokens for each expert,
-and a program then counts within its chunk only and adds the tallies before it: two launches.
+A token's row at an expert is the number of earlier tokens that name the expert. Up to ``MOST_COUNTED_IDS``
+(decode) every program counts for itself in the ids of all earlier tokens, which are in the cache anyway: one
+launch in all. Above, a first launch tallies each chunk of tokens for each expert, and a program then counts within
+its chunk only and adds the tallies before it: two launches, the second of which starts while the first still runs
+and reads its rows meanwhile.
+
+Launches are planned once for each combination of sizes, dtypes and placement, and kept.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,8 +25,8 @@ from vllm_moe.fused_moe.kernels._jit_rows import (
     scatter_kernel,
     tally_kernel,
 )
-from vllm_moe.fused_moe.kernels._launch import OVERLAPS, Launcher
-from vllm_moe.fused_moe.kernels.quantize import SMALLEST_AMAX, UNQUANTIZED, QuantKind, QuantScheme
+from vllm_moe.fused_moe.kernels._launch import OVERLAPS, Launch
+from vllm_moe.fused_moe.kernels.quantize import SMALLEST_AMAX, QuantKind, QuantScheme
 from vllm_moe.fused_moe.kernels.reduce import share_memory
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement
 
@@ -37,14 +41,9 @@ __all__ = [
     "weight_and_reduce",
 ]
 
-MOST_COUNTED_TOKENS = 256
+MOST_COUNTED_IDS = 4096
 _CHUNK = 32
-
-_tally = Launcher(tally_kernel)
-_place = Launcher(place_kernel)
-_scatter = Launcher(scatter_kernel)
-_amax = Launcher(amax_kernel)
-_gather = Launcher(gather_kernel)
+_PLANS = 4096
 
 
 def _power_of_two(number: int) -> int:
@@ -62,107 +61,148 @@ def _contiguous_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
 
 
-class _Routing(NamedTuple):
-    """How the kernels find a token's experts and its rows there."""
+class _Placement(NamedTuple):
+    """What of an :class:`ExpertPlacement` decides about the code: everything but the tables' contents."""
 
-    ids: torch.Tensor
-    tally: torch.Tensor | None
+    experts: int
+    first: int
+    bound: int
+    """One beyond the largest id, or -1 where ids are not bounded."""
+    map_bound: int
+    to_physical: torch.dtype | None
+    expert_map: torch.dtype | None
+
+    @property
+    def constants(self) -> tuple[int, int, int, int]:
+        return max(self.bound, 0), self.map_bound, self.first, self.experts
+
+
+def _placement_key(placement: ExpertPlacement) -> _Placement:
+    to_physical, expert_map = placement.global_to_physical, placement.expert_map
+    bound = -1 if placement.num_experts is None else placement.num_experts
+    if to_physical is None and expert_map is None:
+        return _Placement(placement.num_local_experts, placement.first_expert, bound, 0, None, None)
+    map_bound = 0 if expert_map is None else expert_map.numel()
+    return _Placement(
+        placement.num_local_experts,
+        placement.first_expert if expert_map is None else 0,
+        map_bound if to_physical is None else to_physical.numel(),
+        map_bound,
+        None if to_physical is None else to_physical.dtype,
+        None if expert_map is None else expert_map.dtype,
+    )
+
+
+class _Counting(NamedTuple):
+    """How positions are counted: chunk by chunk after a launch that tallies the chunks, or all in one."""
+
+    tally: Launch | None
+    tally_shape: tuple[int, int]
     chunks: int
-    chunk: int
-    width: int
-    topk: int
-    topk2: int
-    placement: ExpertPlacement
-    bounds: tuple[int, int, int, int]
-    """Bound of the ids and of the map, first local expert and number of local ones."""
-    bounded: bool
+    constants: tuple[int, int, bool]
+    """Tokens of a chunk, width of the vectors that are counted, and whether the next launch overlaps."""
 
     @property
     def overlapped(self) -> bool:
-        """Whether the launch that uses the tallies may start before they are all written."""
-        return self.tally is not None and OVERLAPS
-
-    @property
-    def tables(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        return self.placement.global_to_physical, self.placement.expert_map
+        return self.constants[2]
 
 
-def _routing(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> _Routing:
-    """Set the counting up, and tally the chunks where there are several."""
-    experts = placement.num_local_experts
-    if experts * rows >= 2**31:
+@lru_cache(_PLANS)
+def _plan_counting(
+    tokens: int, topk: int, ids_dtype: torch.dtype, placement: _Placement, rows: int, most: int, step: int
+) -> _Counting:
+    if placement.experts * rows >= 2**31:
         raise ValueError(
-            f"{experts} experts with {rows} rows each are {experts * rows} rows, expected fewer than "
-            "2^31. Pass fewer tokens at a time."
+            f"{placement.experts} experts with {rows} rows each are {placement.experts * rows} rows, expected "
+            "fewer than 2^31. Pass fewer tokens at a time."
         )
-    tokens, topk = topk_ids.shape
-    to_physical, expert_map = placement.global_to_physical, placement.expert_map
-    map_bound = 0 if expert_map is None else expert_map.numel()
-    first = placement.first_expert if expert_map is None else 0
-    bound = placement.num_experts
-    if to_physical is not None:
-        bound = to_physical.numel()
-    elif expert_map is not None:
-        bound = map_bound
-    bounds = (bound or 0, map_bound, first, experts)
-    topk2 = _power_of_two(topk)
-    if tokens <= MOST_COUNTED_TOKENS:
+    if tokens * topk <= most:
         chunk = max(_power_of_two(tokens), 16)
-        return _Routing(topk_ids, None, 1, chunk, chunk, topk, topk2, placement, bounds, bound is not None)
+        return _Counting(None, (0, 0), 1, (chunk, chunk, False))
     # As many chunks as tokens in a chunk when there are many, so that neither count is long.
-    chunk = max(_CHUNK, _power_of_two(int(tokens**0.5)))
+    chunk = max(step, _power_of_two(int(tokens**0.5)))
     chunks = -(-tokens // chunk)
-    tally = torch.empty((experts, chunks), dtype=torch.int32, device=topk_ids.device)
-    width = max(chunk, _power_of_two(chunks))
-    routing = _Routing(
-        topk_ids, tally, chunks, chunk, width, topk, topk2, placement, bounds, bound is not None
-    )
-    block = min(_power_of_two(experts), 32)
-    _tally(
-        chunks,
-        (topk_ids, to_physical, expert_map, tally),
+    block = min(_power_of_two(placement.experts), 32)
+    launch = Launch(
+        tally_kernel,
+        (chunks, -(-placement.experts // block)),
         (tokens, chunks),
-        (topk, routing.bounded, *bounds, chunk, block, OVERLAPS),
+        (topk, placement.bound >= 0, *placement.constants, chunk, block, OVERLAPS),
         num_warps=8,
-        programs_y=-(-experts // block),
     )
-    return routing
+    return _Counting(
+        launch, (placement.experts, chunks), chunks, (chunk, max(chunk, _power_of_two(chunks)), OVERLAPS)
+    )
+
+
+def _count(
+    topk_ids: torch.Tensor, placement: ExpertPlacement, key: _Placement, rows: int
+) -> tuple[_Counting, torch.Tensor | None]:
+    """Plan the counting, and start the tallies where there are several chunks."""
+    tokens, topk = topk_ids.shape
+    counting = _plan_counting(tokens, topk, topk_ids.dtype, key, rows, MOST_COUNTED_IDS, _CHUNK)
+    if counting.tally is None:
+        return counting, None
+    tally = torch.empty(counting.tally_shape, dtype=torch.int32, device=topk_ids.device)
+    counting.tally(topk_ids, placement.global_to_physical, placement.expert_map, tally)
+    return counting, tally
+
+
+@lru_cache(_PLANS)
+def _plan_place(
+    tokens: int,
+    topk: int,
+    ids_dtype: torch.dtype,
+    placement: _Placement,
+    rows: int,
+    counting: _Counting,
+    limit: float | None,
+) -> Launch:
+    """Plan the launch that writes slots down; ``limit`` is that of the scales it prepares, None without."""
+    topk2 = _power_of_two(topk)
+    chunk, width, overlapped = counting.constants
+    return Launch(
+        place_kernel,
+        (tokens + placement.experts, 1),
+        (tokens, counting.chunks, rows),
+        (
+            topk,
+            topk2,
+            placement.bound >= 0,
+            *placement.constants,
+            chunk,
+            width,
+            overlapped,
+            limit or 0.0,
+        ),
+        num_warps=max(1, min(4, width * topk2 // 512)),
+        overlapped=overlapped,
+    )
 
 
 def _place_slots(
-    routing: _Routing,
+    topk_ids: torch.Tensor,
+    placement: ExpertPlacement,
     rows: int,
-    limit: float = 0.0,
+    limit: float | None = None,
     scale: torch.Tensor | None = None,
     amax: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, topk = routing.ids.shape
-    device = routing.ids.device
-    slots = torch.empty((tokens, topk), dtype=torch.int32, device=device)
-    counts = torch.empty(routing.placement.num_local_experts, dtype=torch.int32, device=device)
-    _place(
-        tokens + counts.numel(),
-        (routing.ids, *routing.tables, routing.tally, slots, counts, scale, amax),
-        (tokens, routing.chunks, rows),
-        (
-            topk,
-            routing.topk2,
-            routing.bounded,
-            *routing.bounds,
-            routing.chunk,
-            routing.width,
-            routing.overlapped,
-            limit,
-        ),
-        num_warps=max(1, min(4, routing.width * routing.topk2 // 512)),
-        overlapped=routing.overlapped,
+    """Give slots and counts; prepare scales and maxima of experts without rows where they are given."""
+    key = _placement_key(placement)
+    counting, tally = _count(topk_ids, placement, key, rows)
+    tokens, topk = topk_ids.shape
+    slots = torch.empty((tokens, topk), dtype=torch.int32, device=topk_ids.device)
+    counts = torch.empty(key.experts, dtype=torch.int32, device=topk_ids.device)
+    _plan_place(tokens, topk, topk_ids.dtype, key, rows, counting, limit)(
+        topk_ids, placement.global_to_physical, placement.expert_map, tally, slots, counts, scale, amax
     )
     return slots, counts
 
 
 def route(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`~vllm_moe.fused_moe.kernels.routing.route_torch`."""
-    return _place_slots(_routing(_signed_ids(topk_ids), placement, rows), rows)
+    return _place_slots(_signed_ids(topk_ids), placement, rows)
 
 
 def count_expert_num_tokens(
@@ -171,94 +211,79 @@ def count_expert_num_tokens(
     """See :func:`~vllm_moe.fused_moe.kernels.routing.count_expert_num_tokens_torch`."""
     # One column, so that an expert named twice in a row counts twice.
     ids = _signed_ids(topk_ids).view(-1, 1)
-    placement = ExpertPlacement(num_local_experts, expert_map=expert_map)
-    return _place_slots(_routing(ids, placement, 1), 1)[1]
+    return _place_slots(ids, ExpertPlacement(num_local_experts, expert_map=expert_map), 1)[1]
 
 
-def _scatter_shape(tokens: int, hidden: int, scheme: QuantScheme) -> tuple[int, int]:
+class _Scheme(NamedTuple):
+    """What of a :class:`QuantScheme` decides about the code: everything but a static scale's value."""
+
+    kind: QuantKind
+    dtype: torch.dtype | None
+    group: int
+    limit: float
+    scales: int
+    """Scales of a row of its own, or of those that travel with it."""
+
+
+_UNQUANTIZED = _Scheme(QuantKind.NONE, None, 0, 0.0, 0)
+
+
+def _scheme_key(scheme: QuantScheme, hidden: int) -> _Scheme:
+    if scheme.kind is QuantKind.NONE:
+        return _UNQUANTIZED
+    if scheme.kind is QuantKind.BLOCK and scheme.group & (scheme.group - 1):
+        raise ValueError(
+            f"Quantization in blocks of {scheme.group} elements: the CUDA kernel takes powers of two only. Use "
+            "128, or quantize on the CPU."
+        )
+    return _Scheme(scheme.kind, scheme.dtype, scheme.group, scheme.limit, scheme.scales_per_row(hidden))
+
+
+def _scatter_shape(tokens: int, hidden: int, kind: QuantKind) -> tuple[int, int]:
     """Columns of one program and its warps; the best of those tried on an H200."""
     whole = _power_of_two(hidden)
-    if scheme.kind is QuantKind.TOKEN:
+    if kind is QuantKind.TOKEN:
         return whole, max(4, min(16, whole // 1024))
-    few = tokens * hidden < 2**21
-    block = max(min(whole, 2048 if few else 4096), scheme.group)
+    block = min(whole, 2048 if tokens * hidden < 2**21 else 4096)
     return block, max(1, min(4, block // 512))
 
 
-def _check_group(scheme: QuantScheme) -> None:
-    if scheme.kind is QuantKind.BLOCK and scheme.group & (scheme.group - 1):
-        raise ValueError(
-            f"Quantization in blocks of {scheme.group} elements: the CUDA kernel takes powers of two "
-            "only. Use 128, or quantize on the CPU."
-        )
-
-
-def _launch_scatter(
+@lru_cache(_PLANS)
+def _plan_scatter(
     find: int,
-    a: torch.Tensor,
-    scheme: QuantScheme,
-    out: torch.Tensor,
-    scale: torch.Tensor | None,
-    *,
-    routing: _Routing | None = None,
-    rows: int = 1,
-    weight: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
-    counts: torch.Tensor | None = None,
-    amax: torch.Tensor | None = None,
-    row_scale: torch.Tensor | None = None,
-    slots_out: torch.Tensor | None = None,
-) -> None:
-    tokens, hidden = a.shape
-    block, warps = _scatter_shape(tokens, hidden, scheme)
+    tokens: int,
+    hidden: int,
+    a_stride: int,
+    dtypes: tuple[torch.dtype | None, ...],
+    topk: int,
+    placement: _Placement,
+    rows: int,
+    scheme: _Scheme,
+    counting: _Counting | None,
+    extra: bool,
+) -> Launch:
+    """Plan the launch that moves rows; ``dtypes`` (of inputs) and ``extra`` only tell plans apart."""
+    block, warps = _scatter_shape(tokens, hidden, scheme.kind)
+    block = max(block, scheme.group)
     parts = -(-hidden // block)
-    ids = tally = to_physical = expert_map = None
-    topk, topk2, bounded, bounds, chunk, width, chunks = 1, 1, False, (0, 0, 0, 1), 1, 1, 1
-    overlapped = False
-    programs = tokens * parts
-    if routing is not None:
-        topk, topk2, bounds = routing.topk, routing.topk2, routing.bounds
-    if find == COUNTING.value:
-        assert routing is not None
-        ids, tally = routing.ids, routing.tally
-        to_physical, expert_map = routing.tables
-        bounded, chunk, width, chunks = routing.bounded, routing.chunk, routing.width, routing.chunks
-        overlapped = routing.overlapped
-        programs += routing.placement.num_local_experts
-    if programs == 0:
-        return
-    scales = scheme.scales_per_row(hidden) if row_scale is None else row_scale.size(1)
-    _scatter(
-        programs,
-        (
-            a,
-            weight,
-            ids,
-            to_physical,
-            expert_map,
-            tally,
-            slots,
-            counts,
-            scheme.static_scale,
-            amax,
-            row_scale,
-            out,
-            scale,
-            slots_out,
-        ),
+    chunks, constants, programs = 1, (1, 1, False), tokens * parts
+    if counting is not None:
+        chunks, constants = counting.chunks, counting.constants
+        programs += placement.experts
+    return Launch(
+        scatter_kernel,
+        (programs, 1),
         (tokens, chunks, rows),
         (
             hidden,
-            a.stride(0),
-            scales,
+            a_stride,
+            scheme.scales,
             topk,
-            topk2,
-            bounded,
-            *bounds,
-            _power_of_two(bounds[3]),
-            chunk,
-            width,
-            overlapped,
+            _power_of_two(topk),
+            placement.bound >= 0,
+            *placement.constants,
+            _power_of_two(placement.experts),
+            *constants,
             find,
             int(scheme.kind),
             scheme.limit,
@@ -267,29 +292,17 @@ def _launch_scatter(
             parts,
         ),
         num_warps=warps,
-        overlapped=overlapped,
+        overlapped=constants[2],
     )
 
 
-def _launch_amax(
-    a: torch.Tensor,
-    weight: torch.Tensor | None,
-    row_mask: torch.Tensor | None,
-    slots: torch.Tensor | None,
-    rows: int,
-    amax: torch.Tensor,
-) -> None:
-    tokens, hidden = a.shape
-    if tokens:
-        topk = 1 if slots is None else slots.size(1)
-        block = min(_power_of_two(hidden), 4096)
-        _amax(
-            tokens,
-            (a, weight, row_mask, slots, amax),
-            (rows,),
-            (hidden, a.stride(0), topk, block),
-            num_warps=4,
-        )
+@lru_cache(_PLANS)
+def _plan_amax(
+    tokens: int, hidden: int, a_stride: int, dtypes: tuple[torch.dtype | None, ...], topk: int, rows: int
+) -> Launch:
+    """Plan the launch that finds largest magnitudes; ``dtypes`` only tell plans apart."""
+    block = min(_power_of_two(hidden), 4096)
+    return Launch(amax_kernel, (tokens, 1), (rows,), (hidden, a_stride, topk, block), num_warps=4)
 
 
 def batched_prepare(
@@ -301,49 +314,56 @@ def batched_prepare(
     scheme: QuantScheme,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """See :func:`~vllm_moe.fused_moe.kernels.batched.batched_prepare_torch`."""
-    _check_group(scheme)
     a1 = _contiguous_rows(a1)
+    topk_ids = _signed_ids(topk_ids)
     weight = None if topk_weights is None else topk_weights.contiguous()
+    tokens, topk = topk_ids.shape
     hidden = a1.size(1)
-    experts = placement.num_local_experts
     device = a1.device
-    routing = _routing(_signed_ids(topk_ids), placement, rows)
+    key = _placement_key(placement)
+    kind = _scheme_key(scheme, hidden)
+    experts = key.experts
+    weight_dtype = None if weight is None else weight.dtype
+    dtypes = (a1.dtype, topk_ids.dtype, weight_dtype)
     out = torch.empty((experts, rows, hidden), dtype=scheme.dtype or a1.dtype, device=device)
     scale: torch.Tensor | None = None
-    if scheme.kind is not QuantKind.NONE:
-        per_row = scheme.scales_per_row(hidden)
-        shape = (experts, rows, per_row) if per_row else (experts, 1, 1)
+    if kind.dtype is not None:
+        shape = (experts, rows, kind.scales) if kind.scales else (experts, 1, 1)
         scale = torch.empty(shape, dtype=torch.float32, device=device)
-    if scheme.kind is QuantKind.DYNAMIC_TENSOR:
+    if kind.kind is QuantKind.DYNAMIC_TENSOR:
         amax = torch.empty(experts, dtype=torch.float32, device=device)
-        slots, counts = _place_slots(routing, rows, scheme.limit, scale, amax)
-        _launch_amax(a1, weight, None, slots, rows, amax)
-        _launch_scatter(
-            SLOTS.value,
-            a1,
-            scheme,
-            out,
-            scale,
-            routing=routing,
-            rows=rows,
-            weight=weight,
-            slots=slots,
-            amax=amax,
+        slots, counts = _place_slots(topk_ids, placement, rows, kind.limit, scale, amax)
+        _plan_amax(tokens, hidden, a1.stride(0), (*dtypes, None), topk, rows)(a1, weight, None, slots, amax)
+        scatter = _plan_scatter(
+            SLOTS.value, tokens, hidden, a1.stride(0), dtypes, topk, key, rows, kind, None, False
         )
-    else:
-        counts = torch.empty(experts, dtype=torch.int32, device=device)
-        _launch_scatter(
-            COUNTING.value,
-            a1,
-            scheme,
-            out,
-            scale,
-            routing=routing,
-            rows=rows,
-            weight=weight,
-            counts=counts,
-        )
+        scatter(a1, weight, None, None, None, None, slots, None, None, amax, None, out, scale, None)
+        return out, scale, counts
+    counting, tally = _count(topk_ids, placement, key, rows)
+    counts = torch.empty(experts, dtype=torch.int32, device=device)
+    scatter = _plan_scatter(
+        COUNTING.value, tokens, hidden, a1.stride(0), dtypes, topk, key, rows, kind, counting, False
+    )
+    scatter(
+        a1,
+        weight,
+        topk_ids,
+        placement.global_to_physical,
+        placement.expert_map,
+        tally,
+        None,
+        counts,
+        scheme.static_scale,
+        None,
+        None,
+        out,
+        scale,
+        None,
+    )
     return out, scale, counts
+
+
+_ALONE = _Placement(1, 0, -1, 0, None, None)
 
 
 def quantize_rows(
@@ -352,22 +372,26 @@ def quantize_rows(
     """See :func:`~vllm_moe.fused_moe.kernels.quantize.quantize_rows_torch`."""
     if scheme.kind is QuantKind.NONE or scheme.dtype is None:
         return a, None
-    _check_group(scheme)
     a = _contiguous_rows(a)
     tokens, hidden = a.shape
+    stride = a.stride(0)
+    kind = _scheme_key(scheme, hidden)
     out = torch.empty((tokens, hidden), dtype=scheme.dtype, device=a.device)
     amax: torch.Tensor | None = None
-    per_row = scheme.scales_per_row(hidden)
-    if per_row:
-        scale = torch.empty((tokens, per_row), dtype=torch.float32, device=a.device)
+    if kind.scales:
+        scale = torch.empty((tokens, kind.scales), dtype=torch.float32, device=a.device)
     elif scheme.static_scale is not None:
         scale = scheme.static_scale.view(1, 1)
     else:
         amax = torch.zeros(1, dtype=torch.float32, device=a.device)
         scale = torch.full((1, 1), SMALLEST_AMAX / scheme.limit, dtype=torch.float32, device=a.device)
-        _launch_amax(a, None, row_mask, None, 1, amax)
-    # The scale of all rows is written by the first: rows is a number that no other row is a multiple of.
-    _launch_scatter(IDENTITY.value, a, scheme, out, scale, rows=max(tokens, 1), amax=amax)
+        mask_dtype = None if row_mask is None else row_mask.dtype
+        _plan_amax(tokens, hidden, stride, (a.dtype, mask_dtype), 1, 1)(a, None, row_mask, None, amax)
+    # The first row writes the scale of all of them: rows is a number that no other row is a multiple of.
+    scatter = _plan_scatter(
+        IDENTITY.value, tokens, hidden, stride, (a.dtype,), 1, _ALONE, max(tokens, 1), kind, None, False
+    )
+    scatter(a, *[None] * 7, scheme.static_scale, amax, None, out, scale, None)
     return out, scale
 
 
@@ -380,114 +404,118 @@ def permute_tokens(
     """See :func:`~vllm_moe.fused_moe.kernels.permute.permute_tokens_torch`."""
     tokens, topk = topk_ids.shape
     rows = max(tokens, 1)
-    routing = _routing(_signed_ids(topk_ids), placement, rows)
-    slots, counts = _place_slots(routing, rows)
+    slots, counts = _place_slots(_signed_ids(topk_ids), placement, rows)
     compact = torch.empty_like(slots)
     hidden_states = _contiguous_rows(hidden_states)
-    permuted = hidden_states.new_empty(tokens * topk, hidden_states.size(1))
-    permuted_scale = scale
-    row_scale: torch.Tensor | None = None
+    hidden = hidden_states.size(1)
+    permuted = hidden_states.new_empty(tokens * topk, hidden)
+    permuted_scale, row_scale, scales = scale, None, 0
     if scale is not None and scale.size(0) == tokens and scale.numel() != 1:
-        row_scale = scale.contiguous()
-        permuted_scale = scale.new_empty(tokens * topk, scale.size(1))
+        row_scale, scales = scale.contiguous(), scale.size(1)
+        permuted_scale = scale.new_empty(tokens * topk, scales)
     source, target = hidden_states, permuted
     if source.element_size() == 1:
         source, target = source.view(torch.uint8), target.view(torch.uint8)
-    _launch_scatter(
+    key = _Placement(placement.num_local_experts, 0, -1, 0, None, None)
+    scatter = _plan_scatter(
         COMPACT.value,
-        source,
-        UNQUANTIZED,
-        target,
-        permuted_scale if row_scale is not None else None,
-        routing=routing,
-        rows=rows,
-        slots=slots,
-        counts=counts,
-        row_scale=row_scale,
-        slots_out=compact,
+        tokens,
+        hidden,
+        source.stride(0),
+        (source.dtype,),
+        topk,
+        key,
+        rows,
+        _UNQUANTIZED._replace(scales=scales),
+        None,
+        row_scale is not None,
     )
+    target_scale = None if row_scale is None else permuted_scale
+    scatter(source, *[None] * 5, slots, counts, None, None, row_scale, target, target_scale, compact)
     return permuted, permuted_scale, compact, counts
 
 
-def _gather_shape(tokens: int, hidden: int) -> tuple[int, int]:
-    """Columns of one program and its warps; the best of those tried on an H200."""
-    block = min(_power_of_two(hidden), 1024 if tokens * hidden < 2**20 else 8192)
-    return block, max(1, min(8, block // 512))
-
-
-def _launch_gather(
+@lru_cache(_PLANS)
+def _plan_gather(
     find: int,
-    output: torch.Tensor,
-    fused_rows: torch.Tensor,
-    topk_weights: torch.Tensor | None,
-    *,
-    ids: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
-    routing: _Routing | None = None,
-    rows: int = 1,
-) -> None:
-    tokens, hidden = output.shape
-    if tokens == 0 or hidden == 0:
-        return
-    tally = to_physical = expert_map = None
-    topk2, bounds, chunk, width, chunks = 1, (0, 0, 0, 1), 1, 1, 1
-    overlapped = False
-    dense = find == IDENTITY.value
-    if routing is not None:
-        overlapped = routing.overlapped
-        everywhere = routing.placement.num_experts
-        dense = everywhere is not None and 2 * routing.placement.num_local_experts > everywhere
-        ids, tally = routing.ids, routing.tally
-        to_physical, expert_map = routing.tables
-        topk2, bounds = routing.topk2, routing.bounds
-        chunk, width, chunks = routing.chunk, routing.width, routing.chunks
-    like = ids if slots is None else slots
-    assert like is not None
-    fused_rows = _contiguous_rows(fused_rows)
-    direct = output.stride(1) == 1 and not share_memory(output, fused_rows)
-    target = output if direct else torch.empty_like(output, memory_format=torch.contiguous_format)
-    block, warps = _gather_shape(tokens, hidden)
+    tokens: int,
+    hidden: int,
+    strides: tuple[int, int],
+    dtypes: tuple[torch.dtype | None, ...],
+    topk: int,
+    placement: _Placement,
+    rows: int,
+    counting: _Counting | None,
+) -> Launch:
+    """Plan the launch that adds rows up; ``dtypes`` only tell plans apart."""
+    # The best on an H200 of those tried.
+    block = min(_power_of_two(hidden), 1024)
     parts = -(-hidden // block)
-    _gather(
-        tokens * parts,
-        (
-            fused_rows,
-            None if topk_weights is None else topk_weights.contiguous(),
-            ids,
-            to_physical,
-            expert_map,
-            tally,
-            slots,
-            target,
-        ),
+    chunks, constants = (1, (1, 1, False)) if counting is None else (counting.chunks, counting.constants)
+    return Launch(
+        gather_kernel,
+        (tokens * parts, 1),
         (chunks, rows),
         (
             hidden,
-            fused_rows.stride(0),
-            target.stride(0),
-            like.size(1),
-            topk2,
-            *bounds,
-            chunk,
-            width,
-            overlapped,
+            *strides,
+            topk,
+            _power_of_two(topk),
+            *placement.constants,
+            *constants,
             find,
-            dense,
             block,
             parts,
         ),
-        num_warps=warps,
-        overlapped=overlapped,
+        num_warps=max(1, block // 512),
+        overlapped=constants[2],
     )
+
+
+def _gather(
+    find: int,
+    output: torch.Tensor,
+    rows: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    slots_or_ids: torch.Tensor,
+    placement: ExpertPlacement,
+    rows_of_expert: int,
+) -> None:
+    tokens, hidden = output.shape
+    rows = _contiguous_rows(rows)
+    weights = None if topk_weights is None else topk_weights.contiguous()
+    direct = output.stride(1) == 1 and not share_memory(output, rows)
+    target = output if direct else torch.empty_like(output, memory_format=torch.contiguous_format)
+    key = _placement_key(placement)
+    counting = tally = None
+    if find == COUNTING.value:
+        counting, tally = _count(slots_or_ids, placement, key, rows_of_expert)
+    weight_dtype = None if weights is None else weights.dtype
+    launch = _plan_gather(
+        find,
+        tokens,
+        hidden,
+        (rows.stride(0), target.stride(0)),
+        (rows.dtype, target.dtype, weight_dtype, slots_or_ids.dtype),
+        slots_or_ids.size(1),
+        key,
+        rows_of_expert,
+        counting,
+    )
+    ids, slots = (None, slots_or_ids) if find == SLOTS.value else (slots_or_ids, None)
+    launch(rows, weights, ids, placement.global_to_physical, placement.expert_map, tally, slots, target)
     if target is not output:
         output.copy_(target)
+
+
+_EVERYWHERE = ExpertPlacement(1)
 
 
 def combine_rows(
     output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.combine_rows_torch`."""
-    _launch_gather(SLOTS.value, output, rows, topk_weights, slots=slots.contiguous())
+    _gather(SLOTS.value, output, rows, topk_weights, slots.contiguous(), _EVERYWHERE, 1)
 
 
 def weight_and_reduce(
@@ -498,7 +526,7 @@ def weight_and_reduce(
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.weight_and_reduce_torch`."""
     rows = fused_expert_output.reshape(-1, fused_expert_output.size(-1))
-    _launch_gather(IDENTITY.value, output, rows, topk_weights, ids=_signed_ids(topk_ids))
+    _gather(IDENTITY.value, output, rows, topk_weights, _signed_ids(topk_ids), _EVERYWHERE, 1)
 
 
 def batched_finalize(
@@ -509,7 +537,6 @@ def batched_finalize(
     placement: ExpertPlacement,
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.batched_finalize_torch`."""
-    rows = fused_expert_output.size(1)
-    fused_rows = fused_expert_output.reshape(-1, fused_expert_output.size(2))
-    routing = _routing(_signed_ids(topk_ids), placement, rows)
-    _launch_gather(COUNTING.value, output, fused_rows, topk_weights, routing=routing, rows=rows)
+    rows = fused_expert_output.reshape(-1, fused_expert_output.size(2))
+    ids = _signed_ids(topk_ids)
+    _gather(COUNTING.value, output, rows, topk_weights, ids, placement, fused_expert_output.size(1))

@@ -61,7 +61,6 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         self.global_to_physical = global_to_physical
         self._num_dispatchers = num_dispatchers
         self._expert_map: torch.Tensor | None = None
-        self._num_experts: int | None = None
 
     @property
     def activation_format(self) -> mk.FusedMoEActivationFormat:
@@ -131,7 +130,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         """
         validate_topk("BatchedPrepareAndFinalize.prepare", a1, topk_weights, topk_ids)
         self._validate(a1, num_experts, expert_map)
-        self._expert_map, self._num_experts = expert_map, num_experts
+        self._expert_map = expert_map
         batched, scale, counts = batched_prepare(
             a1,
             topk_weights if apply_router_weight_on_input else None,
@@ -161,7 +160,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         "local."""
         if isinstance(weight_and_reduce_impl, TopKWeightAndReduceDelegate):
             weight_and_reduce_impl = TopKWeightAndReduceNaiveBatched(
-                self.rank, self.global_to_physical, self._expert_map, self._num_experts
+                self.rank, self.global_to_physical, self._expert_map
             )
         weight_and_reduce_impl.apply(
             output, fused_expert_output, topk_weights, topk_ids, apply_router_weight_on_input
