@@ -15,6 +15,8 @@ from contracts.source._tree import SETTLED_AFTER_NS, SourceFile, Tree, relative_
 
 SUFFIXES = (".py", ".pyi", ".ipynb", ".md", ".rst")
 
+_SKIPPED = frozenset({"__pycache__", "node_modules"})
+
 
 class _Found(NamedTuple):
     """A file; ``size`` to ``inode`` change whenever its content does."""
@@ -71,6 +73,8 @@ def _matches(option: str, pattern: str) -> Iterable[_Found]:
     is_glob = glob.has_magic(pattern)
     for path in glob.iglob(pattern, recursive=True) if is_glob else [pattern]:
         if os.path.isdir(path):
+            if is_glob and os.path.basename(path) in _SKIPPED:
+                continue
             yield from _walk(os.path.realpath(path))
         elif os.path.isfile(path):
             suffix = os.path.splitext(path)[1]
@@ -97,7 +101,7 @@ def _walk(directory: str) -> Iterator[_Found]:
                 if name.endswith(SUFFIXES):
                     if entry.is_file():
                         files.append(_describe(entry.path, entry.stat()))
-                elif name not in {"__pycache__", "node_modules"} and entry.is_dir(follow_symlinks=False):
+                elif name not in _SKIPPED and entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
             else:
                 yield from files

@@ -114,6 +114,8 @@ class _Wanted:
             owner = _LAST_WORD.search(before.rstrip(b". \t\n\\"))
             if before.endswith(b"..") or owner is None or owner[0] == self.above:
                 return True
+            if owner[0] == b"from":
+                return inside
             if owner[0] in others:
                 return False
             others.add(owner[0])

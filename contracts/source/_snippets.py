@@ -67,19 +67,19 @@ def _blocks(lines: Sequence[str], *, restructured: bool) -> Iterator[_Block]:
     while number < len(lines):
         found = _directive(lines, number) if restructured else _fence(lines, number)
         if found is not None:
-            start, end, python = found
+            start, end, after, python = found
             if python:
                 yield _cut(lines, start, end)
             else:
                 yield from _prompts(lines, start, end)
-            number = max(end, number + 1)
+            number = after
         else:
             yield from _prompts(lines, number, number + 1)
             number += 1
 
 
-def _fence(lines: Sequence[str], number: int) -> tuple[int, int, bool] | None:
-    """The block that a fence opens: its first line, the line after its last, and whether it is Python."""
+def _fence(lines: Sequence[str], number: int) -> tuple[int, int, int, bool] | None:
+    """The block that a fence opens: where it begins and ends, where to go on, and whether it is Python."""
     opening = _FENCE.match(lines[number])
     if opening is None:
         return None
@@ -94,10 +94,10 @@ def _fence(lines: Sequence[str], number: int) -> tuple[int, int, bool] | None:
     python = bool(_PYTHON & set(words[:1])) or (
         words[0] in {"code", "code-block", "code-cell", "sourcecode"} and bool(_PYTHON & set(words[1:2]))
     )
-    return number + 1, end, python
+    return number + 1, end, end + 1, python
 
 
-def _directive(lines: Sequence[str], number: int) -> tuple[int, int, bool] | None:
+def _directive(lines: Sequence[str], number: int) -> tuple[int, int, int, bool] | None:
     """The same for a reStructuredText directive that holds code."""
     opening = _DIRECTIVE.match(lines[number])
     if opening is None or opening[2] not in _CODE_DIRECTIVES | _PYTHON_DIRECTIVES:
@@ -109,7 +109,7 @@ def _directive(lines: Sequence[str], number: int) -> tuple[int, int, bool] | Non
     start = number + 1
     while start < end and re.match(r"[ \t]+:[\w-]+:", lines[start]):
         start += 1
-    return start, end, opening[2] in _PYTHON_DIRECTIVES or opening[3].lower() in _PYTHON
+    return start, end, end, opening[2] in _PYTHON_DIRECTIVES or opening[3].lower() in _PYTHON
 
 
 def _cut(lines: Sequence[str], start: int, end: int) -> _Block:
@@ -167,7 +167,7 @@ def _cells(file: SourceFile, text: str) -> Iterator[_Block]:
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
         raise SourceError(file.path, 1, "cannot be parsed: a notebook without cells (older than format 4)")
-    literals = _STRING.finditer(text)
+    literals = _sources(text)
     for cell in cells:
         if isinstance(cell, dict) and cell.get("cell_type") == "code":
             source = cell.get("source", [])
@@ -176,11 +176,23 @@ def _cells(file: SourceFile, text: str) -> Iterator[_Block]:
                 yield _cell(pieces, literals, text)
 
 
-def _cell(pieces: Sequence[str], literals: Iterator[re.Match[str]], text: str) -> _Block:
+def _sources(text: str) -> Iterator[tuple[int, str]]:
+    """The strings under the keys ``source`` of a JSON text, and where they begin."""
+    wanted = False
+    for found in _STRING.finditer(text):
+        value = json.loads(found[0], strict=False)
+        if text[found.end() : found.end() + 80].lstrip()[:1] == ":":
+            wanted = value == "source"
+        elif wanted:
+            yield found.start(), value
+
+
+def _cell(pieces: Sequence[str], strings: Iterator[tuple[int, str]], text: str) -> _Block:
     """A cell's lines, found again in the file's text: its strings come in the order of its cells."""
-    lines, places = [], []
+    lines: list[str] = []
+    places: list[tuple[int, int]] = []
     for piece in pieces:
-        start = next((found.start() for found in literals if json.loads(found[0], strict=False) == piece), 0)
+        start = next((start for start, value in strings if value == piece), 0)
         number = text.count("\n", 0, start) + 1
         column = start - (text.rfind("\n", 0, start) + 1) + 1
         for line in piece.removesuffix("\n").split("\n"):

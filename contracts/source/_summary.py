@@ -143,11 +143,11 @@ def parse(file: SourceFile) -> ast.Module:
             warnings.simplefilter("ignore")  # about the linted code's literals; its own tools report those
             # From the decoded text, not the bytes: ast.parse ignores what detect_encoding reports.
             return ast.parse(file.text, file.path)
-    except SyntaxError as error:
-        raise SourceError(file.path, error.lineno or 1, f"cannot be parsed: {error.msg}") from error
-    except ValueError as error:
-        line = file.content[: max(file.content.find(b"\0"), 0)].count(b"\n") + 1
-        raise SourceError(file.path, line, f"cannot be parsed: {error}") from error
+    except (SyntaxError, ValueError) as error:
+        # About a null byte Python says no line, and which error it raises depends on its version.
+        null = file.content[: max(file.content.find(b"\0"), 0)].count(b"\n") + 1
+        line, reason = (error.lineno or null, error.msg) if isinstance(error, SyntaxError) else (null, error)
+        raise SourceError(file.path, line, f"cannot be parsed: {reason}") from error
     except (RecursionError, MemoryError) as error:
         reason = "cannot be parsed: an expression is nested too deeply for Python's parser"
         raise SourceError(file.path, 1, reason) from error
