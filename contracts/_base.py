@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import abc
+import importlib.machinery
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -225,9 +228,30 @@ def _index(session_options: dict[str, Any]) -> Index:
             f"{key}={session_options.get(key)}"
             for key in ("exclude_type_checking_imports", "include_external_packages")
         ]
+        _refuse_hidden_roots(session_options["root_packages"])
         index = Index(session_options["root_packages"], Cache(_cache_folder(), dependent))
         _latest = (session_options, index)
     return _latest[1]
+
+
+def _refuse_hidden_roots(roots: Sequence[str]) -> None:
+    """Refuse to read a loaded package, such as this one, in place of one of its name in the current folder.
+
+    Raises:
+        UnknownNameError: a root package is hidden in this way, from import-linter too.
+    """
+    for top in sorted({root.partition(".")[0] for root in roots} & sys.modules.keys()):
+        here = importlib.machinery.PathFinder.find_spec(top, [os.getcwd()])
+        loaded = sys.modules[top].__spec__
+        if here is None or loaded is None or here.submodule_search_locations is None:
+            continue
+        if {*map(os.path.realpath, here.submodule_search_locations)} != {
+            *map(os.path.realpath, loaded.submodule_search_locations or ())
+        }:
+            raise UnknownNameError(
+                f"Root package '{top}' of the current folder is hidden by {loaded.origin}, which is running. "
+                "Run plain lint-imports if both are the same package, or else rename yours."
+            )
 
 
 def _cache_folder() -> str | None:
