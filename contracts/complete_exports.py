@@ -120,6 +120,8 @@ class CompleteExportsContract(DefinitionContract):
             _add_dangling(package, exports, examination)
         rule = "which its package exports"
         examination.undecided += [doubt(item, bases, rule) for item in open_ if item.module not in optional]
+        examination.findings.sort()
+        examination.undecided.sort()
         self._idle = [] if examination.problems else sorted(optional - used)
         return examination
 

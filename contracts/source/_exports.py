@@ -29,6 +29,7 @@ _KEEP_CONTENT = frozenset({"copy", "count", "index", "keys", "reverse", "sort"})
 _IMPLICIT = frozenset(
     {"__doc__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"}
 )
+_OUTSIDE = "the __all__ of {}, which is not among the root packages"
 _UNDERSTOOD = _KEEP_CONTENT | {"append", "extend", "insert"}
 
 
@@ -73,11 +74,43 @@ class _Reader:
         if own in exported:
             return "exported"
         if definition.name not in names:
-            return "bound" if own in values else "absent"
+            return "bound" if own in values and self._says(definition.name) else "absent"
         return "another" if values and all(isinstance(value, ClassValue) for value in values) else "exported"
 
     def _values(self, name: str) -> AbstractSet[Value]:
-        return self._resolver.export(self._package, name)
+        """What a name of the package stands for."""
+        values = self._resolver.export(self._package, name)
+        if any(not isinstance(value, Unknown) for value in values):
+            return values
+        files = self._index.tree.files
+        targets = [target for target in self._tabled(name) if target[0] in files]
+        tabled = {value for target in targets for value in self._resolver.export(*target)}
+        return tabled or values
+
+    def _says(self, name: str) -> bool:
+        """Whether the package names the name at all, be it for a module ``__getattr__``."""
+        summary = self._index.summary(self._package)
+        starred = any(self._resolver.star_has(star, name) for star in summary.stars)
+        return starred or name in {*summary.exports, *summary.typing_only, *(summary.strings or ())}
+
+    def _tabled(self, name: str) -> list[tuple[str, str]]:
+        """The modules, and the names in them, that dicts of the package give for a name."""
+        summary = self._index.summary(self._package)
+        if summary.strings is None:
+            return []  # there is no __getattr__
+        found = []
+        for table in summary.exports.values():
+            for key, value in table[1] if table[0] == "h" else ():
+                written = value[1] if value[0] == "t" else [value]
+                if key != name or not all(ref[0] == "v" and isinstance(ref[1], str) for ref in written):
+                    continue
+                module, _, attribute = ":".join(ref[1] for ref in written).partition(":")
+                inside = f"{self._package}.{module.lstrip('.')}"
+                if module.startswith(".") or inside in self._index.tree.files:
+                    found.append((inside, attribute or name))
+                elif module in self._index.tree.files:
+                    found.append((module, attribute or name))
+        return found
 
     # Reading __all__
 
@@ -155,7 +188,10 @@ class _Reader:
             case ["a", inner, "__all__"]:
                 owners = self._resolver.values(inner, module)
                 modules = [value.name for value in owners if isinstance(value, ModuleValue)]
-                if len(modules) == len(owners):
+                outer = sorted(v.name for v in owners if isinstance(v, External))
+                if outer and not outer[0].startswith("builtins."):
+                    raise self._cannot_tell(line, _OUTSIDE.format(outer[0]))
+                if modules and len(modules) == len(owners):
                     return [name for source in sorted(modules) for name in self._all_of(source, seen, line)]
             case ["x", reason]:
                 raise self._cannot_tell(line, reason)
@@ -174,7 +210,7 @@ class _Reader:
         if module in seen:
             raise self._cannot_tell(line, f"it leads back to the __all__ of {module}")
         if module not in self._index.tree.files:
-            raise self._cannot_tell(line, f"the __all__ of {module}, which is not among the root packages")
+            raise self._cannot_tell(line, _OUTSIDE.format(module))
         ref = self._index.summary(module).exports.get("__all__")
         if module in self._index.errors:
             raise self._index.errors[module]
@@ -209,30 +245,15 @@ class _Reader:
             return
         if any(self._resolver.star_has(star, name) for star in summary.stars):
             return
-        open_ = values and not self._leads_nowhere(name)
-        yield (
-            *self._place(name, tree, line),
-            name,
-            f"the module __getattr__ of {self._package}" if open_ else "",
-        )
-
-    def _leads_nowhere(self, name: str) -> bool:
-        """Whether a table in the package says which module has the name, and that module has it not."""
-        summary = self._index.summary(self._package)
-        tables = [ref for ref in summary.exports.values() if ref[0] == "h"]
-        targets = [value for table in tables for key, value in table[1] if key == name]
-        spelled = [
-            ref[1].partition(":")[0]
-            for target in targets
-            for ref in (target[1] if target[0] == "t" else [target])
-            if ref[0] == "v" and isinstance(ref[1], str)
-        ]
-        files = self._index.tree.files
-        return any(s.startswith(".") or s in files or f"{self._package}.{s}" in files for s in spelled)
+        open_ = values and not self._tabled(name)
+        reason = f"the module __getattr__ of {self._package}" if open_ else ""
+        yield *self._place(name, tree, line), name, reason
 
     def _place(self, name: str, tree: ast.Module, line: int) -> tuple[int, int]:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and node.value == name and node.lineno >= line:
-                text = self._file.text.split("\n")[node.lineno - 1]
-                return node.lineno, len(text.encode()[: node.col_offset].decode(errors="replace")) + 1
-        return line, 1
+        """Where a name is written, in ``__all__`` if it is."""
+        written = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value == name]
+        if not written:
+            return line, 1
+        node = min(written, key=lambda n: (n.lineno < line, n.lineno))
+        text = self._file.text.split("\n")[node.lineno - 1]
+        return node.lineno, len(text.encode()[: node.col_offset].decode(errors="replace")) + 1

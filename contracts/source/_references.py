@@ -27,7 +27,7 @@ _DOCUMENTS = (".ipynb", ".md", ".rst")
 _LAST_WORD = re.compile(rb"\w+$")
 # A line of a long import, and an import that does not begin its line.
 _LISTED = re.compile(rb"[\w \t,()]*(?:#[^\n]*)?\n?")
-_INLINE_IMPORT = re.compile(rb"[;:][ \t]*(?:from|import)[ \t]")
+_INLINE_IMPORT = re.compile(rb"[;:][ \t]*(?:from|import)\b|\bfrom[.\\]")
 
 
 class Reference(NamedTuple):

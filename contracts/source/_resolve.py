@@ -137,12 +137,14 @@ class Resolver:
     def _export(self, module: str, name: str) -> _Values:
         summary = self._summary(module)
         ref = summary.exports.get(name)
+        full = f"{module}.{name}"
         if ref is not None:
-            return self.values(ref, module)
+            values = self.values(ref, module)
+            if values or full not in self._modules:
+                return values  # or else a package that imports a submodule of itself
         for star in reversed(summary.stars):
             if self.star_has(star, name):
                 return self.export(star, name)
-        full = f"{module}.{name}"
         if full in self._modules or full in self._prefixes:
             return frozenset({ModuleValue(full)})
         if summary.strings is not None:

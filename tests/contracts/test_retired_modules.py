@@ -72,7 +72,7 @@ def kept() -> tuple[int, str]:
 
 
 def test_the_package(moe):
-    """In the root package each use of a retired path is reported once, where the fixture says; nothing else is."""
+    """In the package each use of a retired path is reported once, where the fixture says; nothing else is."""
     configure(moe, roots=["moe"], retired=ROWS)
     lines = expected(moe.folder, "moe")
     assert len(lines) == 54
@@ -80,7 +80,7 @@ def test_the_package(moe):
 
 
 def test_other_files(moe):
-    """Folders, files and globs beside the package are read too: Python, stubs, documentation and notebooks."""
+    """Folders, files and globs beside the package are read too: Python, stubs, documents, notebooks."""
     scanned = ["suite", "docs/*.md", "docs/guide.*", "docs/tour.ipynb", "scripts/tool"]
     configure(moe, roots=["moe"], retired=ROWS, also_scan=scanned)
     lines = expected(moe.folder, "docs", "moe", "scripts", "suite")
@@ -158,7 +158,11 @@ LIVES = {
         {"pkg/m.py": "try:\n    pass\nfinally:\n    if 1:\n        class A: ...\n"},
         "pkg/m.py:5:15",
     ),
-    "nested class": ("pkg.m.A.B", {"pkg/m.py": "class A:\n    class B: ...\nclass C:\n    class B: ...\n"}, "pkg/m.py:2:11"),
+    "nested class": (
+        "pkg.m.A.B",
+        {"pkg/m.py": "class A:\n    class B: ...\nclass C:\n    class B: ...\n"},
+        "pkg/m.py:2:11",
+    ),
     "function": ("pkg.m.a", {"pkg/m.py": "async def a(): ...\n"}, "pkg/m.py:1:11"),
     "variable": ("pkg.m.a", {"pkg/m.py": "é = 1; a, *b = 1, 2\n"}, "pkg/m.py:1:8"),
 }
@@ -166,7 +170,7 @@ LIVES = {
 
 @pytest.mark.parametrize("case", LIVES)
 def test_what_lives_there_again(pkg, case):
-    """A module, a package, a class, a function or a variable at a retired path is reported where it is defined."""
+    """A module, a package, a class, a function or a variable at a retired path is reported where it is."""
     path, files, where = LIVES[case]
     pkg.write(files)
     configure(pkg, retired=[path])
@@ -182,7 +186,7 @@ def test_a_name_that_is_only_used_does_not_live_there(pkg):
 
 
 def test_what_lives_there_is_not_said_to_use_itself(pkg):
-    """A package that came back is one finding, however much its modules import each other; others' imports count."""
+    """A package that came back is one finding, however much its modules import each other."""
     pkg.write(
         {
             "pkg/old/__init__.py": "from pkg.old.a import x\n",
@@ -200,9 +204,7 @@ def test_what_lives_there_is_not_said_to_use_itself(pkg):
 def test_the_nearest_row_counts(pkg):
     """Where the path of one row lies in that of another, the longer one says what happened."""
     pkg.write({"pkg/user.py": "from pkg.old.deep import Thing, Other\nfrom pkg.old import deep, more\n"})
-    configure(
-        pkg, retired=["pkg.old", "pkg.old.deep -> pkg.new", "pkg.old.deep.Thing -> pkg.new.Thing"]
-    )
+    configure(pkg, retired=["pkg.old", "pkg.old.deep -> pkg.new", "pkg.old.deep.Thing -> pkg.new.Thing"])
     assert tuple(pkg.lint()) == broken(
         "pkg/user.py:1:1 imports pkg.old.deep, which moved to pkg.new",
         "pkg/user.py:1:26 imports pkg.old.deep.Thing, which moved to pkg.new.Thing",
@@ -230,16 +232,23 @@ def test_a_new_place_outside_the_root_packages_is_believed(pkg):
 
 
 def test_a_re_exported_class_may_be_the_new_place(pkg):
-    """The new path is any at which the name can be imported: a definition, a re-export, a star, a lazy export."""
+    """The new path is any at which the name can be had: definition, re-export, star, lazy export."""
     pkg.write(
         {
             "pkg/again.py": "from pkg.new import Thing\n",
             "pkg/starred.py": "from pkg.new import *\n",
-            "pkg/lazy.py": "def __getattr__(name):\n    if name == 'Thing':\n        import pkg.new\n        return pkg.new.Thing\n",
+            "pkg/lazy.py": """\
+                def __getattr__(name):
+                    if name == "Thing":
+                        import pkg.new
+                        return pkg.new.Thing
+                """,
             "pkg/variable.py": "Thing = 1\n",
         }
     )
-    rows = [f"pkg.old{n} -> pkg.{m}.Thing" for n, m in enumerate(["new", "again", "starred", "lazy", "variable"])]
+    rows = [
+        f"pkg.old{n} -> pkg.{m}.Thing" for n, m in enumerate(["new", "again", "starred", "lazy", "variable"])
+    ]
     configure(pkg, retired=rows)
     assert tuple(pkg.lint()) == kept()
 
@@ -250,11 +259,23 @@ def test_a_re_exported_class_may_be_the_new_place(pkg):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("pkg.old -> pkg.nwe", "retired: 'pkg.old' is said to have moved to 'pkg.nwe', where nothing is. Correct it."),
-        ("pkg.old -> pkg.new.Thnig", "retired: 'pkg.old' is said to have moved to 'pkg.new.Thnig', where nothing is. Correct it."),
-        ("old -> pkg.new", "retired: 'old' lies in none of the root packages (pkg). Correct it, or remove it."),
+        (
+            "pkg.old -> pkg.nwe",
+            "retired: 'pkg.old' is said to have moved to 'pkg.nwe', where nothing is. Correct it.",
+        ),
+        (
+            "pkg.old -> pkg.new.Thnig",
+            "retired: 'pkg.old' is said to have moved to 'pkg.new.Thnig', where nothing is. Correct it.",
+        ),
+        (
+            "old -> pkg.new",
+            "retired: 'old' lies in none of the root packages (pkg). Correct it, or remove it.",
+        ),
         ("pkg", "retired: 'pkg' lies in none of the root packages (pkg). Correct it, or remove it."),
-        ("pkgs.old", "retired: 'pkgs.old' lies in none of the root packages (pkg). Correct it, or remove it."),
+        (
+            "pkgs.old",
+            "retired: 'pkgs.old' lies in none of the root packages (pkg). Correct it, or remove it.",
+        ),
     ],
 )
 def test_rows_that_cannot_be_right(pkg, row, message):
@@ -288,7 +309,10 @@ NO_ROW = "is no retired path: write 'old.path -> new.path', or 'old.path' alone.
             ["pkg.old -> pkg.older", "pkg.older -> pkg.new"],
             "'pkg.old' moved to 'pkg.older', which is retired, too: name its place of today.",
         ),
-        (["pkg.old -> pkg.old.deep"], "'pkg.old' moved to 'pkg.old.deep', which is retired, too: name its place of today."),
+        (
+            ["pkg.old -> pkg.old.deep"],
+            "'pkg.old' moved to 'pkg.old.deep', which is retired, too: name its place of today.",
+        ),
         ([], "Nothing to check: name a path."),
     ],
 )
@@ -301,14 +325,24 @@ def test_rows_that_say_nothing(pkg, rows, message):
 
 
 KINDS = ".py, .pyi, .ipynb, .md, .rst"
+NO_FILE = f"matches no file of a kind that can be read ({KINDS}). Correct it, or remove it."
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("nowhere", f"also_scan: 'nowhere' matches no file of a kind that can be read ({KINDS}). Correct it, or remove it."),
-        ("data", f"also_scan: 'data' matches no file of a kind that can be read ({KINDS}). Correct it, or remove it."),
-        ("data/*", f"also_scan: 'data/*' matches no file of a kind that can be read ({KINDS}). Correct it, or remove it."),
+        (
+            "nowhere",
+            f"also_scan: 'nowhere' {NO_FILE}",
+        ),
+        (
+            "data",
+            f"also_scan: 'data' {NO_FILE}",
+        ),
+        (
+            "data/*",
+            f"also_scan: 'data/*' {NO_FILE}",
+        ),
         ("data/x.toml", f"also_scan: 'data/x.toml' cannot be read: it is none of {KINDS}."),
     ],
 )
@@ -320,7 +354,7 @@ def test_patterns_that_match_nothing(pkg, pattern, message):
 
 
 def test_what_a_folder_holds(pkg):
-    """Hidden folders, virtual environments and caches are left out, and files of the root packages not read twice."""
+    """Hidden folders, virtual environments and caches are left out, and no file is read twice."""
     stale = "import pkg.old\n"
     pkg.write(
         {
@@ -350,8 +384,16 @@ def test_what_a_folder_holds(pkg):
 UNREADABLE = {
     "syntax": ("t/x.py", "import pkg.old\nthis is no Python\n", "t/x.py:2 cannot be parsed: invalid syntax"),
     "encoding": ("t/x.py", b"import pkg.old\n\xff\n", "t/x.py:2 cannot be decoded: byte 0xff is not utf-8"),
-    "null": ("t/x.py", b"import pkg.old\n\0\n", "t/x.py:2 cannot be parsed: source code string cannot contain null bytes"),
-    "document": ("t/x.md", b"\n\nimport pkg.old \xff\n", "t/x.md:3 cannot be decoded: byte 0xff is not utf-8"),
+    "null": (
+        "t/x.py",
+        b"import pkg.old\n\0\n",
+        "t/x.py:2 cannot be parsed: source code string cannot contain null bytes",
+    ),
+    "document": (
+        "t/x.md",
+        b"\n\nimport pkg.old \xff\n",
+        "t/x.md:3 cannot be decoded: byte 0xff is not utf-8",
+    ),
     "notebook": (
         "t/x.ipynb",
         '{\n"pkg.old": }',
@@ -375,7 +417,7 @@ def test_a_file_that_cannot_be_read(pkg, case):
 
 
 def test_a_file_that_does_not_matter_need_not_be_readable(pkg):
-    """A file that holds no part of a retired path is never parsed: tests often have broken ones on purpose."""
+    """A file that holds no part of a retired path is not parsed: tests have broken ones on purpose."""
     pkg.write({"t/x.py": "this is no Python\n", "t/x.ipynb": "{", "t/deep.py": "x = " + "(" * 9999})
     configure(pkg, retired=["pkg.old -> pkg.new"], also_scan=["t"])
     assert tuple(pkg.lint()) == kept()
@@ -389,7 +431,9 @@ def test_an_expression_that_is_nested_too_deeply(pkg):
     outcome = pkg.lint()
     lines = [line for line in outcome.text.split("\n") if line.startswith("t/")]
     for line in lines:
-        assert re.fullmatch(rf"t/\w+\.py:1(:8 {STALE}| cannot be (parsed|analysed): .*nested too deeply.*)", line)
+        assert re.fullmatch(
+            rf"t/\w+\.py:1(:8 {STALE}| cannot be (parsed|analysed): .*nested too deeply.*)", line
+        )
     assert {line.partition(":")[0] for line in lines} == {"t/attributes.py", "t/sum.py"}
 
 
@@ -397,11 +441,11 @@ def test_an_expression_that_is_nested_too_deeply(pkg):
 
 
 def test_ignoring(pkg):
-    """Each use has a name: importer and path, numbered if there are several; what lives there, the path itself."""
+    """Each use has a name, importer and path, numbered if there are several; what lives there has the path."""
     pkg.write(
         {
             "pkg/old.py": "",
-            "pkg/user.py": "import pkg.old\n\n\ndef f():\n    from pkg.old import x\n    import pkg.old as y\n",
+            "pkg/user.py": "import pkg.old\n\n\ndef f():\n    from pkg.old import x\n    import pkg.old as y",
             "t/x.py": "import pkg.old\n",
         }
     )
@@ -471,7 +515,12 @@ def test_what_was_written_a_moment_ago_is_not_remembered(pkg):
 
 # The search in the bytes, and what hypothesis writes
 
-_PLACES = {"pkg": "pkg/__init__.py", "pkg.sub": "pkg/sub/__init__.py", "pkg.sub.a": "pkg/sub/a/__init__.py", "other": "t/x.py"}
+_PLACES = {
+    "pkg": "pkg/__init__.py",
+    "pkg.sub": "pkg/sub/__init__.py",
+    "pkg.sub.a": "pkg/sub/a/__init__.py",
+    "other": "t/x.py",
+}
 _FORMS = [
     "import {pkg}.sub.old",
     "import os, {pkg}.sub.old as q",
@@ -505,14 +554,14 @@ _FORMS = [
     "P = '{pkg}.sub'\npatch(f'{{P}}.old.x')",
     "P = '{pkg}.sub'\npatch(P + '.old')",
     "import {pkg}.sub as m\npatch.object(m, 'old')",
-    "from {pkg} import sub\ngetattr(sub, \"old\")",
+    'from {pkg} import sub\ngetattr(sub, "old")',
     "patch.multiple('{pkg}.sub', old=1)",
     "__import__('{pkg}.sub', fromlist=['old'])",
     "L = {{'old': ('.old', 'x')}}",
     "sys.modules['{pkg}.sub.old']",
     "sys.modules['{pkg}.sub'].old",
     "def f(x='{pkg}.sub.old'): ...",
-    "import {pkg}.ſub.ºld",
+    "import {pkg}.ſub.ºld",  # noqa: RUF001  Python reads it as pkg.sub.old
 ]
 
 
@@ -521,7 +570,9 @@ _FORMS = [
     form=st.sampled_from(_FORMS),
     place=st.sampled_from(sorted(_PLACES)),
     space=st.sampled_from(["", " ", "\t", " \\\n"]),
-    around=st.lists(st.sampled_from(["x = 1", "# old", "def f():\n    'old'", "class old: ...", ""]), max_size=3),
+    around=st.lists(
+        st.sampled_from(["x = 1", "# old", "def f():\n    'old'", "class old: ...", ""]), max_size=3
+    ),
     indented=st.booleans(),
 )
 def test_the_search_in_the_bytes_overlooks_nothing(tmp_path_factory, form, place, space, around, indented):
@@ -549,7 +600,7 @@ def _references(folder: Path, paths):
 
 @pytest.mark.parametrize("form", _FORMS)
 def test_every_form_is_found_somewhere(tmp_path, form):
-    """Each form that the test above writes names the path in at least one of its places: none is there for nothing."""
+    """Each form that the test above writes names the path in at least one of its places."""
     counts = []
     for place, path in _PLACES.items():
         Project(tmp_path / place).write({"pkg/__init__.py": "", "pkg/sub/__init__.py": ""})
@@ -564,12 +615,30 @@ def _corrupted(data, source: bytes) -> bytes:
     for _ in range(data.draw(st.integers(1, 6))):
         start = data.draw(st.integers(0, len(source)))
         end = data.draw(st.integers(start, min(start + 40, len(source))))
-        piece = data.draw(st.one_of(st.binary(max_size=6), st.sampled_from([b"", source[start:end] * 2, *_PIECES])))
+        piece = data.draw(
+            st.one_of(st.binary(max_size=6), st.sampled_from([b"", source[start:end] * 2, *_PIECES]))
+        )
         source = source[:start] + piece + source[end:]
     return source
 
 
-_PIECES = [b"\n", b"    ", b"(", b")", b'"', b"'''", b"```", b"\\", b"\0", b"\r", b"\xff", b"\xef\xbb\xbf", b"import ", b"from ", b">>> "]
+_PIECES = [
+    b"\n",
+    b"    ",
+    b"(",
+    b")",
+    b'"',
+    b"'''",
+    b"```",
+    b"\\",
+    b"\0",
+    b"\r",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"import ",
+    b"from ",
+    b">>> ",
+]
 
 
 def _read_corrupted(data, folder: Path, sources: Path, runs: int) -> None:
@@ -579,7 +648,9 @@ def _read_corrupted(data, folder: Path, sources: Path, runs: int) -> None:
         suffix = path.suffix or ".py"
         Project(folder).write({f"t/{run}{suffix}": _corrupted(data, path.read_bytes())})
     Project(folder).write({"pkg/__init__.py": ""})
-    found, problems = _references(folder, ["pkg.x", "moe.legacy", "moe.mori_prepare_finalize", "moe.fused_batched.BatchedPF"])
+    found, problems = _references(
+        folder, ["pkg.x", "moe.legacy", "moe.mori_prepare_finalize", "moe.fused_batched.BatchedPF"]
+    )
     for reference in found:
         assert reference.line >= 1
         assert reference.column >= 1
