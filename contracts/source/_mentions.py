@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from contracts.source._scopes import (
-    Place,
     Placed,
     Scope,
     blocks,
@@ -96,22 +95,6 @@ def mentions(
     reader.block(tree.body, reader.scope(tree.body, None))
     reader.stars()
     return sorted(reader.found)
-
-
-def defined_at(tree: ast.Module, lines: Sequence[str], qualname: Sequence[str]) -> Iterator[Place]:
-    """Where a module defines a name, by a statement other than an import."""
-    first, *rest = qualname
-    for statement in own_statements(tree.body):
-        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if statement.name == first and not rest:
-                found = re.search(rf"\b{re.escape(first)}\b", lines[statement.lineno - 1])
-                yield statement.lineno, (found.start() if found else statement.col_offset) + 1
-            elif statement.name == first and isinstance(statement, ast.ClassDef):
-                yield from defined_at(ast.Module(statement.body, []), lines, rest)
-        elif not rest:
-            for node in own_expressions(statement):
-                if isinstance(node, ast.Name) and node.id == first and isinstance(node.ctx, ast.Store):
-                    yield place(node, lines)
 
 
 class _Reader:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from contracts.source._answer import Problem
 from contracts.source._candidates import Text
 from contracts.source._errors import SourceError
-from contracts.source._mentions import Mention, Module, Paths, defined_at, mentions
+from contracts.source._mentions import Mention, Module, Paths, mentions
+from contracts.source._scopes import defined_at
 from contracts.source._snippets import Part, parts
 from contracts.source._summary import parse
 from contracts.source._tree import SourceFile, relative_path
@@ -147,14 +148,16 @@ class _Finder:
 
     def look_at(self, file: SourceFile, module: str | None) -> None:
         try:
-            text = Text(file.searchable) if module is None else self._index.survey.text_of(file)
+            is_python = not file.path.endswith(_DOCUMENTS)
             if module is None:
+                # Documents are searched as they are: that Python reads some letters as others matters little.
+                text = Text(file.searchable if is_python else file.content)
                 package = self._package_of(file)
             else:
+                text = self._index.survey.text_of(file)
                 package = module if file.is_package else module.rpartition(".")[0]
             if file.path in self._index.survey.errors:
                 raise self._index.survey.errors[file.path]
-            is_python = not file.path.endswith(_DOCUMENTS)
             if not any(wanted.may_be_in(text, package or "", is_python=is_python) for wanted in self._wanted):
                 return
             for part in self._parts(file):

@@ -441,7 +441,7 @@ def test_an_expression_that_is_nested_too_deeply(pkg):
 
 
 def test_ignoring(pkg):
-    """Each use has a name, importer and path, numbered if there are several; what lives there has the path."""
+    """Each use has a name, importer and path, numbered if there are several; else the path is it."""
     pkg.write(
         {
             "pkg/old.py": "",
