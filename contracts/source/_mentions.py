@@ -16,6 +16,7 @@ from typing import NamedTuple
 from contracts.source._scopes import (
     Placed,
     Scope,
+    absolute,
     blocks,
     last_name,
     lines_with,
@@ -150,16 +151,7 @@ class _Reader:
         """The module that names are imported from; None if reading cannot tell."""
         if not node.level:
             return node.module
-        return self._relative("." * node.level + (node.module or ""), self._module.package)
-
-    @staticmethod
-    def _relative(name: str, package: str | None) -> str | None:
-        rest = name.lstrip(".")
-        up = len(name) - len(rest) - 1
-        parts = package.split(".") if package else []
-        if len(parts) <= up:
-            return None
-        return ".".join([*parts[: len(parts) - up], *([rest] if rest else [])])
+        return absolute("." * node.level + (node.module or ""), self._module.package)
 
     def stars(self) -> None:
         """Look at star imports of a module in which one of the paths lies: they may bring it."""
@@ -303,10 +295,12 @@ class _Reader:
             if whole and known and text.startswith("."):
                 self._string(node.args[0], scope, package)
                 handled = [node.args[0]]
-        elif function in _BY_ATTRIBUTE and len(node.args) > 1:
-            name, whole = self._text(node.args[1], scope)
-            if whole:
-                self._named(node.args[1], name, self._dotted(node.args[0], scope))
+        elif function in _BY_ATTRIBUTE:
+            owner, attribute = _owner_and_attribute(node)
+            if owner is not None and attribute is not None:
+                name, whole = self._text(attribute, scope)
+                if whole:
+                    self._named(attribute, name, self._dotted(owner, scope))
         elif function == "__import__" and node.args:
             text, whole = self._text(node.args[0], scope)
             listed = [*node.args[3:4], *(k.value for k in node.keywords if k.arg == "fromlist")]
@@ -345,7 +339,7 @@ class _Reader:
             text = text[: max(cut, 0)]
         name: str | None = text.replace(":", ".", 1)
         if text.startswith("."):
-            name = self._relative(text.replace(":", ".", 1), package)
+            name = absolute(text.replace(":", ".", 1), package)
         if name is not None and _PATH.fullmatch(name):
             path = self._paths.match(name)
             if path is not None:
@@ -409,3 +403,10 @@ class _Reader:
 
     def _add(self, node: Placed, form: str, name: str, path: str, *, is_module: bool = False) -> None:
         self.found.add(Mention(*place(node, self._lines), form, name, path, is_module))
+
+
+def _owner_and_attribute(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
+    """The object and the attribute's name that a call takes, by position or, as in mock.patch, by keyword."""
+    given = dict(zip(("target", "attribute"), node.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+    return given.get("target"), given.get("attribute", given.get("name"))

@@ -98,3 +98,13 @@ def own_expressions(statement: ast.stmt) -> Iterator[ast.AST]:
 def last_name(node: ast.expr) -> str:
     """The last part of a dotted expression."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def absolute(name: str, package: str | None) -> str | None:
+    """The name that one with leading dots stands for in ``package``; None if it leads out of it."""
+    rest = name.lstrip(".")
+    up = len(name) - len(rest) - 1
+    parts = package.split(".") if package else []
+    if len(parts) <= up:
+        return None
+    return ".".join([*parts[: len(parts) - up], *([rest] if rest else [])])
