@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,9 @@ from contracts.source._scopes import (
     lines_with,
     own_expressions,
     own_statements,
+    owner_and_attribute,
     place,
+    touches,
 )
 
 # Calls that give the module which their first argument names.
@@ -119,7 +120,7 @@ class _Reader:
         for node in body:
             if isinstance(node, ast.ImportFrom):
                 self._import_from(node)  # also of a star, without the name that it may bring
-            if not self._is_of_interest(node):
+            if not touches(node, self._lines_of_interest):
                 continue
             for block in blocks(node):
                 self.imports(block)
@@ -208,15 +209,8 @@ class _Reader:
         """Look at statements."""
         for statement in body:
             documentation = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            if not documentation and self._is_of_interest(statement):
+            if not documentation and touches(statement, self._lines_of_interest):
                 self._visit(statement, scope)
-
-    def _is_of_interest(self, statement: ast.stmt) -> bool:
-        """Whether the last part of a path stands in the statement's lines: most need no look at all."""
-        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
-        next_one = bisect_left(self._lines_of_interest, first)
-        last = statement.end_lineno or first
-        return next_one < len(self._lines_of_interest) and self._lines_of_interest[next_one] <= last
 
     def _visit(self, node: ast.AST, scope: Scope) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -296,7 +290,7 @@ class _Reader:
                 self._string(node.args[0], scope, package)
                 handled = [node.args[0]]
         elif function in _BY_ATTRIBUTE:
-            owner, attribute = _owner_and_attribute(node)
+            owner, attribute = owner_and_attribute(node)
             if owner is not None and attribute is not None:
                 name, whole = self._text(attribute, scope)
                 if whole:
@@ -403,10 +397,3 @@ class _Reader:
 
     def _add(self, node: Placed, form: str, name: str, path: str, *, is_module: bool = False) -> None:
         self.found.add(Mention(*place(node, self._lines), form, name, path, is_module))
-
-
-def _owner_and_attribute(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
-    """The object and the attribute's name that a call takes, by position or, as in mock.patch, by keyword."""
-    given = dict(zip(("target", "attribute"), node.args, strict=False))
-    given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
-    return given.get("target"), given.get("attribute", given.get("name"))

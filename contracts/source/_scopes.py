@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 Place = tuple[int, int]
@@ -54,6 +55,13 @@ def lines_with(lines: Sequence[str], words: Iterable[str]) -> list[int]:
         for number, line in enumerate(lines, 1)
         if any_word.search(line if line.isascii() else unicodedata.normalize("NFKC", line))
     ]
+
+
+def touches(statement: ast.stmt, lines: Sequence[int]) -> bool:
+    """Whether a statement, with its decorators, stands in one of the lines, which ascend."""
+    first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+    nearest = bisect_left(lines, first)
+    return nearest < len(lines) and lines[nearest] <= (statement.end_lineno or first)
 
 
 def place(node: Placed, lines: Sequence[str]) -> Place:
@@ -108,3 +116,10 @@ def absolute(name: str, package: str | None) -> str | None:
     if len(parts) <= up:
         return None
     return ".".join([*parts[: len(parts) - up], *([rest] if rest else [])])
+
+
+def owner_and_attribute(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
+    """The object and the attribute's name that a call takes, by position or, as in mock.patch, by keyword."""
+    given = dict(zip(("target", "attribute"), node.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+    return given.get("target"), given.get("attribute", given.get("name"))
