@@ -67,15 +67,22 @@ class Launch:
         if not (_STARTED_DIRECTLY and isinstance(self.kernel, JITFunction)):
             self.kernel[self.grid](*pointers, *self.rest, **self.options)
             return
-        addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
-        # Code for aligned addresses (all but odd views) is kept; Triton itself finds the code for others.
-        if any([address is not None and address & 15 for address in addresses]):  # noqa: C419 -- faster as a list
-            self.kernel[self.grid](*pointers, *self.rest, **self.options)
-            return
-        device = torch.cuda.current_device()
+        addresses: list[int | None] = []
+        together = 0
+        for pointer in pointers:
+            if pointer is None:
+                addresses.append(None)
+            else:
+                address = pointer.data_ptr()
+                together |= address
+                addresses.append(address)
+        device = torch._C._cuda_getDevice()  # noqa: SLF001 -- torch.cuda.current_device without its preamble
         compiled = self._compiled.get(device)
-        if compiled is None:
-            self._compiled[device] = self.kernel[self.grid](*pointers, *self.rest, **self.options)
+        # Code for aligned addresses (all but odd views) is kept; Triton itself finds the code for others.
+        if compiled is None or together & 15:
+            compiled = self.kernel[self.grid](*pointers, *self.rest, **self.options)
+            if not together & 15:
+                self._compiled[device] = compiled
             return
         compiled.run(
             *self.grid,

@@ -26,8 +26,9 @@ from vllm_moe.fused_moe.kernels._jit_rows import (
     tally_kernel,
 )
 from vllm_moe.fused_moe.kernels._launch import OVERLAPS, Launch
+from vllm_moe.fused_moe.kernels.batched import check_prepare
 from vllm_moe.fused_moe.kernels.quantize import SMALLEST_AMAX, QuantKind, QuantScheme
-from vllm_moe.fused_moe.kernels.reduce import share_memory
+from vllm_moe.fused_moe.kernels.reduce import check_finalize, share_memory
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement
 
 __all__ = [
@@ -184,18 +185,15 @@ def _place_slots(
     topk_ids: torch.Tensor,
     placement: ExpertPlacement,
     rows: int,
-    limit: float | None = None,
-    scale: torch.Tensor | None = None,
-    amax: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give slots and counts; prepare scales and maxima of experts without rows where they are given."""
+    """Give slots and counts."""
     key = _placement_key(placement)
     counting, tally = _count(topk_ids, placement, key, rows)
     tokens, topk = topk_ids.shape
     slots = torch.empty((tokens, topk), dtype=torch.int32, device=topk_ids.device)
     counts = torch.empty(key.experts, dtype=torch.int32, device=topk_ids.device)
-    _plan_place(tokens, topk, topk_ids.dtype, key, rows, counting, limit)(
-        topk_ids, placement.global_to_physical, placement.expert_map, tally, slots, counts, scale, amax
+    _plan_place(tokens, topk, topk_ids.dtype, key, rows, counting, None)(
+        topk_ids, placement.global_to_physical, placement.expert_map, tally, slots, counts, None, None
     )
     return slots, counts
 
@@ -305,6 +303,61 @@ def _plan_amax(
     return Launch(amax_kernel, (tokens, 1), (rows,), (hidden, a_stride, topk, block), num_warps=4)
 
 
+class _PreparePlan(NamedTuple):
+    """What a prepare of one shape allocates and starts."""
+
+    placement: _Placement
+    scheme: _Scheme
+    out_shape: tuple[int, int, int]
+    out_dtype: torch.dtype
+    scale_shape: tuple[int, int, int]
+    counting: _Counting
+    scatter: Launch
+    dynamic: tuple[Launch, Launch] | None
+    """With a computed per-tensor scale: the launches that place slots and find maxima, before ``scatter``."""
+
+
+@lru_cache(_PLANS)
+def _plan_prepare(
+    a_shape: torch.Size,
+    a_stride: int,
+    ids_shape: torch.Size,
+    weights_shape: torch.Size | None,
+    dtypes: tuple[torch.dtype | None, ...],
+    placement: _Placement,
+    rows: int,
+    scheme: _Scheme,
+    most: int,
+    step: int,
+) -> _PreparePlan:
+    """Check the shapes and plan every launch; ``dtypes`` are those of activations, ids and weights."""
+    check_prepare(a_shape, weights_shape, ids_shape, rows)
+    (tokens, hidden), topk, experts = a_shape, ids_shape[1], placement.experts
+    a_dtype, ids_dtype, weight_dtype = dtypes
+    assert a_dtype is not None
+    assert ids_dtype is not None
+    counting = _plan_counting(tokens, topk, ids_dtype, placement, rows, most, step)
+    dynamic = None
+    if scheme.kind is QuantKind.DYNAMIC_TENSOR:
+        dynamic = (
+            _plan_place(tokens, topk, ids_dtype, placement, rows, counting, scheme.limit),
+            _plan_amax(tokens, hidden, a_stride, (a_dtype, weight_dtype, None), topk, rows),
+        )
+    find, own_counting = (COUNTING.value, counting) if dynamic is None else (SLOTS.value, None)
+    return _PreparePlan(
+        placement,
+        scheme,
+        (experts, rows, hidden),
+        scheme.dtype or a_dtype,
+        (experts, rows, scheme.scales) if scheme.scales else (experts, 1, 1),
+        counting,
+        _plan_scatter(
+            find, tokens, hidden, a_stride, dtypes, topk, placement, rows, scheme, own_counting, False
+        ),
+        dynamic,
+    )
+
+
 def batched_prepare(
     a1: torch.Tensor,
     topk_weights: torch.Tensor | None,
@@ -317,49 +370,40 @@ def batched_prepare(
     a1 = _contiguous_rows(a1)
     topk_ids = _signed_ids(topk_ids)
     weight = None if topk_weights is None else topk_weights.contiguous()
-    tokens, topk = topk_ids.shape
-    hidden = a1.size(1)
+    plan = _plan_prepare(
+        a1.shape,
+        a1.stride(0),
+        topk_ids.shape,
+        None if weight is None else weight.shape,
+        (a1.dtype, topk_ids.dtype, None if weight is None else weight.dtype),
+        _placement_key(placement),
+        rows,
+        _scheme_key(scheme, a1.size(-1)),
+        MOST_COUNTED_IDS,
+        _CHUNK,
+    )
     device = a1.device
-    key = _placement_key(placement)
-    kind = _scheme_key(scheme, hidden)
-    experts = key.experts
-    weight_dtype = None if weight is None else weight.dtype
-    dtypes = (a1.dtype, topk_ids.dtype, weight_dtype)
-    out = torch.empty((experts, rows, hidden), dtype=scheme.dtype or a1.dtype, device=device)
-    scale: torch.Tensor | None = None
-    if kind.dtype is not None:
-        shape = (experts, rows, kind.scales) if kind.scales else (experts, 1, 1)
-        scale = torch.empty(shape, dtype=torch.float32, device=device)
-    if kind.kind is QuantKind.DYNAMIC_TENSOR:
-        amax = torch.empty(experts, dtype=torch.float32, device=device)
-        slots, counts = _place_slots(topk_ids, placement, rows, kind.limit, scale, amax)
-        _plan_amax(tokens, hidden, a1.stride(0), (*dtypes, None), topk, rows)(a1, weight, None, slots, amax)
-        scatter = _plan_scatter(
-            SLOTS.value, tokens, hidden, a1.stride(0), dtypes, topk, key, rows, kind, None, False
-        )
-        scatter(a1, weight, None, None, None, None, slots, None, None, amax, None, out, scale, None)
+    to_physical, expert_map = placement.global_to_physical, placement.expert_map
+    out = torch.empty(plan.out_shape, dtype=plan.out_dtype, device=device)
+    counts = torch.empty(plan.out_shape[0], dtype=torch.int32, device=device)
+    scale = tally = None
+    if plan.scheme.dtype is not None:
+        scale = torch.empty(plan.scale_shape, dtype=torch.float32, device=device)
+    if plan.counting.tally is not None:
+        tally = torch.empty(plan.counting.tally_shape, dtype=torch.int32, device=device)
+        plan.counting.tally(topk_ids, to_physical, expert_map, tally)
+    if plan.dynamic is None:
+        plan.scatter(
+            a1, weight, topk_ids, to_physical, expert_map, tally, None, counts, scheme.static_scale, None, None,
+            out, scale, None,
+        )  # fmt: skip
         return out, scale, counts
-    counting, tally = _count(topk_ids, placement, key, rows)
-    counts = torch.empty(experts, dtype=torch.int32, device=device)
-    scatter = _plan_scatter(
-        COUNTING.value, tokens, hidden, a1.stride(0), dtypes, topk, key, rows, kind, counting, False
-    )
-    scatter(
-        a1,
-        weight,
-        topk_ids,
-        placement.global_to_physical,
-        placement.expert_map,
-        tally,
-        None,
-        counts,
-        scheme.static_scale,
-        None,
-        None,
-        out,
-        scale,
-        None,
-    )
+    place, find_amax = plan.dynamic
+    slots = torch.empty(topk_ids.shape, dtype=torch.int32, device=device)
+    amax = torch.empty(plan.out_shape[0], dtype=torch.float32, device=device)
+    place(topk_ids, to_physical, expert_map, tally, slots, counts, scale, amax)
+    find_amax(a1, weight, None, slots, amax)
+    plan.scatter(a1, weight, None, None, None, None, slots, None, None, amax, None, out, scale, None)
     return out, scale, counts
 
 
@@ -472,40 +516,53 @@ def _plan_gather(
     )
 
 
-def _gather(
+def _start_gather(
+    launch: Launch,
+    output: torch.Tensor,
+    rows: torch.Tensor,
+    weights: torch.Tensor | None,
+    ids: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    placement: ExpertPlacement,
+    tally: torch.Tensor | None,
+    target: torch.Tensor,
+) -> None:
+    launch(rows, weights, ids, placement.global_to_physical, placement.expert_map, tally, slots, target)
+    if target is not output:
+        output.copy_(target)
+
+
+def _target(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``output`` if the kernel may write it directly, else a tensor to be copied there."""
+    if output.stride(-1) == 1 and not share_memory(output, rows):
+        return output
+    return torch.empty_like(output, memory_format=torch.contiguous_format)
+
+
+def _gather_known(
     find: int,
     output: torch.Tensor,
     rows: torch.Tensor,
     topk_weights: torch.Tensor | None,
     slots_or_ids: torch.Tensor,
-    placement: ExpertPlacement,
-    rows_of_expert: int,
 ) -> None:
-    tokens, hidden = output.shape
+    """Gather where the rows are known without counting: by slots, or one row for each id."""
     rows = _contiguous_rows(rows)
     weights = None if topk_weights is None else topk_weights.contiguous()
-    direct = output.stride(1) == 1 and not share_memory(output, rows)
-    target = output if direct else torch.empty_like(output, memory_format=torch.contiguous_format)
-    key = _placement_key(placement)
-    counting = tally = None
-    if find == COUNTING.value:
-        counting, tally = _count(slots_or_ids, placement, key, rows_of_expert)
-    weight_dtype = None if weights is None else weights.dtype
+    target = _target(output, rows)
     launch = _plan_gather(
         find,
-        tokens,
-        hidden,
+        output.size(0),
+        output.size(1),
         (rows.stride(0), target.stride(0)),
-        (rows.dtype, target.dtype, weight_dtype, slots_or_ids.dtype),
+        (rows.dtype, target.dtype, None if weights is None else weights.dtype, slots_or_ids.dtype),
         slots_or_ids.size(1),
-        key,
-        rows_of_expert,
-        counting,
+        _ALONE,
+        1,
+        None,
     )
     ids, slots = (None, slots_or_ids) if find == SLOTS.value else (slots_or_ids, None)
-    launch(rows, weights, ids, placement.global_to_physical, placement.expert_map, tally, slots, target)
-    if target is not output:
-        output.copy_(target)
+    _start_gather(launch, output, rows, weights, ids, slots, _EVERYWHERE, None, target)
 
 
 _EVERYWHERE = ExpertPlacement(1)
@@ -515,7 +572,7 @@ def combine_rows(
     output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.combine_rows_torch`."""
-    _gather(SLOTS.value, output, rows, topk_weights, slots.contiguous(), _EVERYWHERE, 1)
+    _gather_known(SLOTS.value, output, rows, topk_weights, slots.contiguous())
 
 
 def weight_and_reduce(
@@ -526,7 +583,30 @@ def weight_and_reduce(
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.weight_and_reduce_torch`."""
     rows = fused_expert_output.reshape(-1, fused_expert_output.size(-1))
-    _gather(IDENTITY.value, output, rows, topk_weights, _signed_ids(topk_ids), _EVERYWHERE, 1)
+    _gather_known(IDENTITY.value, output, rows, topk_weights, _signed_ids(topk_ids))
+
+
+@lru_cache(_PLANS)
+def _plan_finalize(
+    output_shape: torch.Size,
+    fused_shape: torch.Size,
+    ids_shape: torch.Size,
+    weights_shape: torch.Size | None,
+    strides: tuple[int, int],
+    dtypes: tuple[torch.dtype, ...],
+    placement: _Placement,
+    most: int,
+    step: int,
+) -> tuple[_Counting, Launch]:
+    """Check the shapes and plan every launch; ``dtypes`` are those of rows, output, ids and weights if any."""
+    check_finalize(output_shape, fused_shape, weights_shape, ids_shape, placement.experts)
+    tokens, topk = ids_shape
+    rows = fused_shape[1]
+    counting = _plan_counting(tokens, topk, dtypes[2], placement, rows, most, step)
+    gather = _plan_gather(
+        COUNTING.value, tokens, fused_shape[2], strides, dtypes, topk, placement, rows, counting
+    )
+    return counting, gather
 
 
 def batched_finalize(
@@ -537,6 +617,24 @@ def batched_finalize(
     placement: ExpertPlacement,
 ) -> None:
     """See :func:`~vllm_moe.fused_moe.kernels.reduce.batched_finalize_torch`."""
-    rows = fused_expert_output.reshape(-1, fused_expert_output.size(2))
+    rows = _contiguous_rows(fused_expert_output.reshape(-1, fused_expert_output.size(-1)))
     ids = _signed_ids(topk_ids)
-    _gather(COUNTING.value, output, rows, topk_weights, ids, placement, fused_expert_output.size(1))
+    weights = None if topk_weights is None else topk_weights.contiguous()
+    target = _target(output, rows)
+    dtypes = (rows.dtype, target.dtype, ids.dtype)
+    counting, gather = _plan_finalize(
+        output.shape,
+        fused_expert_output.shape,
+        ids.shape,
+        None if weights is None else weights.shape,
+        (rows.stride(0), target.stride(0)),
+        dtypes if weights is None else (*dtypes, weights.dtype),
+        _placement_key(placement),
+        MOST_COUNTED_IDS,
+        _CHUNK,
+    )
+    tally = None
+    if counting.tally is not None:
+        tally = torch.empty(counting.tally_shape, dtype=torch.int32, device=ids.device)
+        counting.tally(ids, placement.global_to_physical, placement.expert_map, tally)
+    _start_gather(gather, output, rows, weights, ids, None, placement, tally, target)

@@ -2,6 +2,7 @@
 
 import torch
 
+from vllm_moe.fused_moe.kernels._device import triton_rows
 from vllm_moe.fused_moe.kernels.quantize import (
     QuantKind,
     QuantScheme,
@@ -14,22 +15,22 @@ from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 __all__ = ["batched_prepare", "batched_prepare_torch"]
 
 
-def _check(a1: torch.Tensor, topk_weights: torch.Tensor | None, topk_ids: torch.Tensor, rows: int) -> None:
-    if a1.dim() != 2 or topk_ids.dim() != 2 or a1.size(0) != topk_ids.size(0):
+def check_prepare(a1: torch.Size, topk_weights: torch.Size | None, topk_ids: torch.Size, rows: int) -> None:
+    """Raise ValueError when the shapes of :func:`batched_prepare`'s arguments do not fit together."""
+    if len(a1) != 2 or len(topk_ids) != 2 or a1[0] != topk_ids[0]:
         raise ValueError(
-            f"batched_prepare: a1 is {tuple(a1.shape)} and topk_ids {tuple(topk_ids.shape)}, expected "
-            "[tokens, hidden] and [tokens, topk]."
+            f"batched_prepare: a1 is {tuple(a1)} and topk_ids {tuple(topk_ids)}, expected [tokens, hidden] and "
+            "[tokens, topk]."
         )
-    if a1.size(0) > rows:
+    if a1[0] > rows:
         raise ValueError(
-            f"batched_prepare: {a1.size(0)} tokens, but the layout has {rows} rows for each expert, and "
-            "one expert may get a row of every token. Pass fewer tokens, or build the layout for more."
+            f"batched_prepare: {a1[0]} tokens, but the layout has {rows} rows for each expert, and one expert may "
+            "get a row of every token. Pass fewer tokens, or build the layout for more."
         )
-    if topk_weights is not None and (topk_ids.size(1) != 1 or topk_weights.shape != topk_ids.shape):
+    if topk_weights is not None and (topk_ids[1] != 1 or topk_weights != topk_ids):
         raise ValueError(
-            f"batched_prepare: router weights {tuple(topk_weights.shape)} for topk_ids "
-            f"{tuple(topk_ids.shape)}: weights "
-            "can be applied to the input only with topk 1, expected [tokens, 1] for both."
+            f"batched_prepare: router weights {tuple(topk_weights)} for topk_ids {tuple(topk_ids)}: weights can be "
+            "applied to the input only with topk 1, expected [tokens, 1] for both."
         )
 
 
@@ -86,7 +87,7 @@ def batched_prepare_torch(
 
     Raises ValueError when the shapes do not fit, or on the CPU for an id out of range.
     """
-    _check(a1, topk_weights, topk_ids, rows)
+    check_prepare(a1.shape, None if topk_weights is None else topk_weights.shape, topk_ids.shape, rows)
     experts, hidden = placement.num_local_experts, a1.size(1)
     slots, counts = route_torch(topk_ids, placement, rows)
     (wanted,) = torch.where((slots >= 0).any(1))
@@ -136,8 +137,8 @@ def batched_prepare(
     A computed per-tensor scale takes one launch more.
     """
     if a1.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        _check(a1, topk_weights, topk_ids, rows)
-        return _triton_rows.batched_prepare(a1, topk_weights, topk_ids, placement, rows, scheme)
+        result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] = triton_rows().batched_prepare(
+            a1, topk_weights, topk_ids, placement, rows, scheme
+        )
+        return result
     return batched_prepare_torch(a1, topk_weights, topk_ids, placement, rows, scheme)

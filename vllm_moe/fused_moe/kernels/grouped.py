@@ -7,6 +7,8 @@ how many rows each expert has in both.
 
 import torch
 
+from vllm_moe.fused_moe.kernels._device import triton_gemm
+
 from vllm_moe.fused_moe.activation import MoEActivation, apply_moe_activation
 from vllm_moe.fused_moe.config import FusedMoEQuantConfig, GroupShape, QuantKey
 from vllm_moe.fused_moe.kernels.quantize import (
@@ -168,9 +170,7 @@ def grouped_mlp(
 ) -> None:
     """:func:`grouped_mlp_torch` as Triton products on CUDA, torch elsewhere."""
     if rows.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_gemm  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        run = _triton_gemm.grouped_mlp
+        run = triton_gemm().grouped_mlp
     else:
         run = grouped_mlp_torch
     run(output, rows, row_scale, counts, w1, w2, activation, quant_config, workspace13, workspace2)

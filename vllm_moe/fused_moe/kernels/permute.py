@@ -2,6 +2,7 @@
 
 import torch
 
+from vllm_moe.fused_moe.kernels._device import triton_rows
 from vllm_moe.fused_moe.kernels.batched import scatter_rows_torch
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 
@@ -47,7 +48,8 @@ def permute_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """:func:`permute_tokens_torch` in two launches on CUDA, torch elsewhere."""
     if hidden_states.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        return _triton_rows.permute_tokens(hidden_states, scale, topk_ids, placement)
+        result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor] = (
+            triton_rows().permute_tokens(hidden_states, scale, topk_ids, placement)
+        )
+        return result
     return permute_tokens_torch(hidden_states, scale, topk_ids, placement)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from vllm_moe.fused_moe.config import FP8_DTYPE, FusedMoEQuantConfig
+from vllm_moe.fused_moe.kernels._device import triton_rows
 
 __all__ = [
     "QuantKind",
@@ -133,9 +134,8 @@ def quantize_rows(
     """:func:`quantize_rows_torch` in one launch on CUDA (two for a computed per-tensor scale), torch "
     "elsewhere."""
     if a.is_cuda and scheme.kind is not QuantKind.NONE:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        return _triton_rows.quantize_rows(a, scheme, row_mask)
+        result: tuple[torch.Tensor, torch.Tensor | None] = triton_rows().quantize_rows(a, scheme, row_mask)
+        return result
     return quantize_rows_torch(a, scheme, row_mask)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from vllm_moe.fused_moe.kernels._device import triton_rows
 from vllm_moe.fused_moe.kernels.routing import ExpertPlacement, route_torch
 
 __all__ = [
@@ -69,27 +70,9 @@ def combine_rows(
 ) -> None:
     """:func:`combine_rows_torch` in one launch on CUDA, torch elsewhere."""
     if rows.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        _triton_rows.combine_rows(output, rows, slots, topk_weights)
+        triton_rows().combine_rows(output, rows, slots, topk_weights)
     else:
         combine_rows_torch(output, rows, slots, topk_weights)
-
-
-def _check_output(name: str, output: torch.Tensor, tokens: int, hidden: int) -> None:
-    if tuple(output.shape) != (tokens, hidden):
-        raise ValueError(
-            f"{name}: output is {tuple(output.shape)}, expected {(tokens, hidden)}: a row for each row of "
-            "topk_ids, as wide as the experts' output."
-        )
-
-
-def _check_weights(name: str, topk_weights: torch.Tensor | None, topk_ids: torch.Tensor) -> None:
-    if topk_weights is not None and topk_weights.shape != topk_ids.shape:
-        raise ValueError(
-            f"{name}: topk_weights is {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)}, "
-            "expected equal shapes [tokens, topk]."
-        )
 
 
 def _as_rows(fused_expert_output: torch.Tensor) -> torch.Tensor:
@@ -97,30 +80,40 @@ def _as_rows(fused_expert_output: torch.Tensor) -> torch.Tensor:
     return fused_expert_output.reshape(-1, fused_expert_output.size(-1))
 
 
-def _check_batched(
-    output: torch.Tensor,
-    fused_expert_output: torch.Tensor,
-    topk_weights: torch.Tensor | None,
-    topk_ids: torch.Tensor,
-    placement: ExpertPlacement,
+def _check_combined(
+    name: str, output: torch.Size, topk_weights: torch.Size | None, topk_ids: torch.Size, hidden: int
 ) -> None:
-    tokens = topk_ids.size(0)
-    experts = placement.num_local_experts
-    if fused_expert_output.dim() != 3 or fused_expert_output.size(0) != experts:
+    if tuple(output) != (topk_ids[0], hidden):
         raise ValueError(
-            f"batched_finalize: fused_expert_output is {tuple(fused_expert_output.shape)}, expected "
-            f"[{experts}, rows, "
+            f"{name}: output is {tuple(output)}, expected {(topk_ids[0], hidden)}: a row for each row of topk_ids, as "
+            "wide as the experts' output."
+        )
+    if topk_weights is not None and topk_weights != topk_ids:
+        raise ValueError(
+            f"{name}: topk_weights is {tuple(topk_weights)} and topk_ids {tuple(topk_ids)}, expected equal shapes "
+            "[tokens, topk]."
+        )
+
+
+def check_finalize(
+    output: torch.Size,
+    fused_expert_output: torch.Size,
+    topk_weights: torch.Size | None,
+    topk_ids: torch.Size,
+    experts: int,
+) -> None:
+    """Raise ValueError when the shapes of :func:`batched_finalize`'s arguments do not fit together."""
+    if len(fused_expert_output) != 3 or fused_expert_output[0] != experts:
+        raise ValueError(
+            f"batched_finalize: fused_expert_output is {tuple(fused_expert_output)}, expected [{experts}, rows, "
             "hidden]: one slice for each local expert."
         )
-    if tokens > fused_expert_output.size(1):
+    if topk_ids[0] > fused_expert_output[1]:
         raise ValueError(
-            f"batched_finalize: {tokens} tokens, but fused_expert_output has "
-            f"{fused_expert_output.size(1)} rows for "
-            "each expert, so it does not come from a prepare of these tokens. Pass the topk_ids that "
-            "prepare had."
+            f"batched_finalize: {topk_ids[0]} tokens, but fused_expert_output has {fused_expert_output[1]} rows for "
+            "each expert, so it does not come from a prepare of these tokens. Pass the topk_ids that prepare had."
         )
-    _check_output("batched_finalize", output, tokens, fused_expert_output.size(2))
-    _check_weights("batched_finalize", topk_weights, topk_ids)
+    _check_combined("batched_finalize", output, topk_weights, topk_ids, fused_expert_output[2])
 
 
 def batched_finalize_torch(
@@ -140,7 +133,10 @@ def batched_finalize_torch(
 
     Raises ValueError when the shapes do not fit together.
     """
-    _check_batched(output, fused_expert_output, topk_weights, topk_ids, placement)
+    weights_shape = None if topk_weights is None else topk_weights.shape
+    check_finalize(
+        output.shape, fused_expert_output.shape, weights_shape, topk_ids.shape, placement.num_local_experts
+    )
     slots, _ = route_torch(topk_ids, placement, fused_expert_output.size(1))
     combine_rows_torch(output, _as_rows(fused_expert_output), slots, topk_weights)
 
@@ -154,10 +150,7 @@ def batched_finalize(
 ) -> None:
     """:func:`batched_finalize_torch` in one launch (two above 512 tokens) on CUDA, torch elsewhere."""
     if fused_expert_output.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        _check_batched(output, fused_expert_output, topk_weights, topk_ids, placement)
-        _triton_rows.batched_finalize(output, fused_expert_output, topk_weights, topk_ids, placement)
+        triton_rows().batched_finalize(output, fused_expert_output, topk_weights, topk_ids, placement)
     else:
         batched_finalize_torch(output, fused_expert_output, topk_weights, topk_ids, placement)
 
@@ -175,8 +168,8 @@ def _check_contiguous(
             f"weight_and_reduce: fused_expert_output is {tuple(fused_expert_output.shape)}, expected "
             f"{tokens, topk} or [{tokens * topk}] rows of the hidden size: one for each slot of topk_ids."
         )
-    _check_output("weight_and_reduce", output, tokens, hidden)
-    _check_weights("weight_and_reduce", topk_weights, topk_ids)
+    weights_shape = None if topk_weights is None else topk_weights.shape
+    _check_combined("weight_and_reduce", output.shape, weights_shape, topk_ids.shape, hidden)
 
 
 def weight_and_reduce_torch(
@@ -209,9 +202,7 @@ def weight_and_reduce(
 ) -> None:
     """:func:`weight_and_reduce_torch` in one launch on CUDA, torch elsewhere."""
     if fused_expert_output.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
         _check_contiguous(output, fused_expert_output, topk_weights, topk_ids)
-        _triton_rows.weight_and_reduce(output, fused_expert_output, topk_weights, topk_ids)
+        triton_rows().weight_and_reduce(output, fused_expert_output, topk_weights, topk_ids)
     else:
         weight_and_reduce_torch(output, fused_expert_output, topk_weights, topk_ids)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from vllm_moe.fused_moe.kernels._device import triton_rows
+
 __all__ = [
     "ExpertPlacement",
     "count_expert_num_tokens",
@@ -107,9 +109,8 @@ def route_torch(
 def route(topk_ids: torch.Tensor, placement: ExpertPlacement, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`route_torch` in one launch on CUDA, torch elsewhere."""
     if topk_ids.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        return _triton_rows.route(topk_ids, placement, rows)
+        result: tuple[torch.Tensor, torch.Tensor] = triton_rows().route(topk_ids, placement, rows)
+        return result
     return route_torch(topk_ids, placement, rows)
 
 
@@ -136,7 +137,6 @@ def count_expert_num_tokens(
     """:func:`count_expert_num_tokens_torch` in one launch on CUDA, torch elsewhere (vLLM: "
     "``fused_moe/utils.py``)."""
     if topk_ids.is_cuda:
-        from vllm_moe.fused_moe.kernels import _triton_rows  # noqa: PLC0415 -- Triton is imported only where CUDA is
-
-        return _triton_rows.count_expert_num_tokens(topk_ids, num_local_experts, expert_map)
+        counts: torch.Tensor = triton_rows().count_expert_num_tokens(topk_ids, num_local_experts, expert_map)
+        return counts
     return count_expert_num_tokens_torch(topk_ids, num_local_experts, expert_map)

@@ -61,6 +61,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         self.global_to_physical = global_to_physical
         self._num_dispatchers = num_dispatchers
         self._expert_map: torch.Tensor | None = None
+        self._accepted: set[tuple[object, ...]] = set()
 
     @property
     def activation_format(self) -> mk.FusedMoEActivationFormat:
@@ -83,7 +84,20 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         """Give False: each rank adds up its own experts only."""
         return False
 
-    def _validate(self, a1: torch.Tensor, num_experts: int, expert_map: torch.Tensor | None) -> None:
+    def _validate(
+        self,
+        a1: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        num_experts: int,
+        expert_map: torch.Tensor | None,
+    ) -> None:
+        map_shape = None if expert_map is None else expert_map.shape
+        call = (a1.shape, topk_weights.shape, topk_ids.shape, topk_ids.dtype, num_experts, map_shape)
+        # A decode step takes microseconds; shapes that were right once are not looked at again.
+        if call in self._accepted:
+            return
+        validate_topk("BatchedPrepareAndFinalize.prepare", a1, topk_weights, topk_ids)
         if a1.size(0) > self.max_num_tokens:
             raise ValueError(
                 f"BatchedPrepareAndFinalize: {a1.size(0)} tokens, expected at most max_num_tokens, "
@@ -108,6 +122,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
                 f"{num_experts}. Correct one "
                 "of them, or pass an expert_map."
             )
+        self._accepted.add(call)
 
     def prepare(
         self,
@@ -128,8 +143,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         ids out of range (on CUDA the kernel asserts), for tables of the wrong length, and for weights on the
         input with topk over 1.
         """
-        validate_topk("BatchedPrepareAndFinalize.prepare", a1, topk_weights, topk_ids)
-        self._validate(a1, num_experts, expert_map)
+        self._validate(a1, topk_weights, topk_ids, num_experts, expert_map)
         self._expert_map = expert_map
         batched, scale, counts = batched_prepare(
             a1,
