@@ -1,8 +1,9 @@
 """Times of batched prepare and finalize beside the least they could take.
 
-On a CUDA device: eager calls, and calls replayed from a CUDA graph, beside the byte floor: every routed row read once
-and every row written once, padding left alone, at the copy speed measured on the same device in the same run. On a
-CPU: beside two loops over experts. Run ``python -m tests.bench.kernels --help`` for the options.
+On a CUDA device: eager calls, and calls replayed from a CUDA graph, beside the byte floor: every routed row
+read once and every row written once, padding left alone, at the copy speed measured on the same device in
+the same run. On a CPU: beside two loops over experts. Run ``python -m tests.bench.kernels --help`` for the
+options.
 """
 
 import argparse
@@ -226,8 +227,8 @@ def measure_cpu(repeats: int) -> dict[str, float | int]:
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table."""
     lines = [
-        "| step | quantized | tokens, experts, local, hidden, topk | floor us | graph us | graph/floor | eager us | "
-        "vLLM eager us | vLLM/eager |",
+        "| step | quantized | tokens, experts, local, hidden, topk | floor us | graph us | graph/floor | "
+        "eager us | vLLM eager us | vLLM/eager |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -304,10 +305,12 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         report["cpu"] = numbers = measure_cpu(max(options.repeats // 5, 5))
         lines = [
-            f"CPU, {numbers['threads']} thread: prepare + finalize of {CPU_SHAPE[0]} tokens x {CPU_SHAPE[3]}, "
-            f"{CPU_SHAPE[2]} local experts, topk {CPU_SHAPE[4]}, bf16: {numbers['ours_ms']:.1f} ms",
-            f"loop over experts: {numbers['loop_ms']:.1f} ms ({numbers['faster_than_loop']:.1f} x); without zeroing "
-            f"the padding: {numbers['loop_unzeroed_ms']:.1f} ms ({numbers['faster_than_unzeroed_loop']:.1f} x)",
+            f"CPU, {numbers['threads']} thread: prepare + finalize of {CPU_SHAPE[0]} tokens x "
+            f"{CPU_SHAPE[3]}, {CPU_SHAPE[2]} local experts, topk {CPU_SHAPE[4]}, bf16: "
+            f"{numbers['ours_ms']:.1f} ms",
+            f"loop over experts: {numbers['loop_ms']:.1f} ms ({numbers['faster_than_loop']:.1f} x); "
+            f"without zeroing the padding: {numbers['loop_unzeroed_ms']:.1f} ms "
+            f"({numbers['faster_than_unzeroed_loop']:.1f} x)",
         ]
     else:
         rate = copy_rate("cuda")

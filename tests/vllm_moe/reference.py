@@ -84,9 +84,9 @@ def dense_moe(
 ) -> torch.Tensor:
     """Compute the whole layer in float64, ``[tokens, hidden]``, one token and slot after the other.
 
-    ``w1`` ``[experts, n, hidden]`` and ``w2`` ``[experts, hidden, n']`` hold all experts; ``local`` names those
-    that take part (all if None). Ids below zero take no part. ``on_input`` and ``on_middle`` may round an expert's
-    row before each of the two products.
+    ``w1`` ``[experts, n, hidden]`` and ``w2`` ``[experts, hidden, n']`` hold all experts; ``local`` names
+    those that take part (all if None). Ids below zero take no part. ``on_input`` and ``on_middle`` may round
+    an expert's row before each of the two products.
     """
     w1, w2 = w1.double(), w2.double()
     output = torch.zeros(hidden_states.shape, dtype=torch.float64)
@@ -105,9 +105,10 @@ def dense_moe(
 class FakeQuantization:
     """Rounds rows as a quantization does, in float64, for ``dense_moe``; all scales by their definition.
 
-    ``static`` are the two scales where they are given. A computed scale that several rows share is known only once
-    all of them were seen, so the layer is computed three times, to find the first scale, the second, and the
-    result. ``shared`` says which rows share: those of an expert (``lambda expert: expert``), or all.
+    ``static`` are the two scales where they are given. A computed scale that several rows share is known
+    only once all of them were seen, so the layer is computed three times, to find the first scale, the
+    second, and the result. ``shared`` says which rows share: those of an expert (``lambda expert: expert``),
+    or all.
     """
 
     def __init__(
@@ -175,7 +176,8 @@ def fp8_values() -> torch.Tensor:
 def quantization_error_bound(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The most that rounding to nearest may move each of ``values`` under ``scale``, float64.
 
-    A hair (1e-5 of a step) is left for float32 scales. Rounding the wrong way moves some value by twice as much.
+    A hair (1e-5 of a step) is left for float32 scales. Rounding the wrong way moves some value by twice as
+    much.
     """
     scaled = (values.double() / scale.double()).abs()
     if dtype is torch.int8:

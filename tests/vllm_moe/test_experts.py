@@ -1,4 +1,5 @@
-"""Experts of both formats, and the layer they make with prepare and finalize, against the dense float64 layer."""
+"""Experts of both formats, and the layer they make with prepare and finalize, against the dense float64 "
+"layer."""
 
 import importlib.util
 import os
@@ -142,9 +143,9 @@ def tokens_of(count: int, topk: int, dtype: torch.dtype = torch.float32) -> tupl
     return hidden_states, weights, ids
 
 
-# Relative errors that float32 arithmetic may leave beside a float64 layer that rounds where the quantization does.
-# A value within a float32 rounding of the middle between two fp8 values may go either way: that is nearly all of it.
-# test_tolerances_reject_wrong_layers shows what they do not let through.
+# Relative errors that float32 arithmetic may leave beside a float64 layer that rounds where the quantization
+# does. A value within a float32 rounding of the middle between two fp8 values may go either way: that is
+# nearly all of it. test_tolerances_reject_wrong_layers shows what they do not let through.
 TOLERANCES = {
     "none": 2e-6,
     "fp8 static": 2e-3,
@@ -156,8 +157,9 @@ TOLERANCES = {
     "int8 weights token": 2e-6,
 }
 STATIC_SCALES = (0.011, 0.02)
-# On the device more is rounded before the second quantization, which makes more of its values go the other way: bf16
-# results of the first product, and the fp8 tensor cores of Hopper, which keep 14 bits or so of a sum.
+# On the device more is rounded before the second quantization, which makes more of its values go the other
+# way: bf16 results of the first product, and the fp8 tensor cores of Hopper, which keep 14 bits or so of a
+# sum.
 DEVICE_TOLERANCES = {
     torch.float32: dict.fromkeys(("fp8 static", "fp8 dynamic", "fp8 token", "fp8 block"), 1e-2),
     torch.bfloat16: {name: 3e-2 if name.startswith("fp8") else 1.2e-2 for name in TOLERANCES},
@@ -282,8 +284,8 @@ def test_activation_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError) as caught:
         apply_moe_activation(MoEActivation.GELU, torch.empty(2, 3), torch.empty(2, 7))
     assert str(caught.value) == (
-        "gelu halves its input into gate and up, which needs an even width, found 7. Use an even intermediate size or "
-        "gelu_no_mul."
+        "gelu halves its input into gate and up, which needs an even width, found 7. Use an even "
+        "intermediate size or gelu_no_mul."
     )
 
 
@@ -434,8 +436,8 @@ def test_router_keeps_to_its_dtype_and_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError) as caught:
         fused_topk(hidden_states, logits, 6, True)
     assert str(caught.value) == (
-        "fused_topk: hidden_states (3, 4) and gating_output (3, 5), expected [tokens, hidden] and [tokens, num_experts] "
-        "with at least 6 experts."
+        "fused_topk: hidden_states (3, 4) and gating_output (3, 5), expected [tokens, hidden] and "
+        "[tokens, num_experts] with at least 6 experts."
     )
 
 
@@ -453,8 +455,8 @@ def test_experts_say_what_they_do_not_support() -> None:
             fp8_tensor,
             fp8_block,
             standard,
-            "TorchExperts does not support weights float8_e4m3fn static per tensor with activations float8_e4m3fn "
-            "dynamic per 1x128 block",
+            "TorchExperts does not support weights float8_e4m3fn static per tensor with activations "
+            "float8_e4m3fn dynamic per 1x128 block",
         ),
         (
             XPUExperts,
@@ -462,7 +464,8 @@ def test_experts_say_what_they_do_not_support() -> None:
             fp8_tensor,
             None,
             standard,
-            "XPUExperts does not support weights float8_e4m3fn static per tensor with activations unquantized",
+            "XPUExperts does not support weights float8_e4m3fn static per tensor with activations "
+            "unquantized",
         ),
     ]
     for experts_class, device, weight_key, activation_key, form, reason in cases:
@@ -497,14 +500,15 @@ def test_quantized_experts_refuse_rows_without_scales() -> None:
             scale, None, empty, empty, meta, False,
         )  # fmt: skip
     assert str(caught.value) == (
-        "Quantized experts got rows without scales: either prepare left the quantization to experts that do not do it, "
-        "or it lost them."
+        "Quantized experts got rows without scales: either prepare left the quantization to experts that "
+        "do not do it, or it lost them."
     )
 
 
 @pytest.mark.parametrize("group", [0, 128])
 def test_middle_scale_ignores_padding(group: int) -> None:
-    """Rows beyond an expert's count, whatever they hold, do not change the scale of the second product's input."""
+    """Rows beyond an expert's count, whatever they hold, do not change the scale of the second product's "
+    "input."""
     name = "fp8 block" if group else "fp8 dynamic"
     layer = make_layer(name)
     rows = torch.randn(EXPERTS, 5, HIDDEN)
@@ -586,7 +590,8 @@ def test_triton_activations(activation: MoEActivation, format_name: str) -> None
 @pytest.mark.parametrize("format_name", ["standard", "batched"])
 @pytest.mark.parametrize("name", ["none", "fp8 dynamic", "fp8 block"])
 def test_layer_replays_from_a_graph(format_name: str, name: str) -> None:
-    """The whole layer is captured without waiting for the host; a replay with other tokens equals an eager call."""
+    """The whole layer is captured without waiting for the host; a replay with other tokens equals an "
+    "eager call."""
     layer = make_layer(name)
     there = Layer(*(tensor.cuda() for tensor in layer[:4]), _config_to(layer.quant_config, "cuda"))
     hidden_states, weights, ids = (tensor.cuda() for tensor in tokens_of(40, 3))

@@ -1,7 +1,8 @@
 """Each torch kernel against plain loops, and each Triton kernel against its torch twin.
 
-The Triton half runs on a CUDA device, or anywhere in Triton's interpreter (``TRITON_INTERPRET=1``, with triton
-installed); the interpreter rounds to fp8 inexactly, so that there the quantized values have a tolerance.
+The Triton half runs on a CUDA device, or anywhere in Triton's interpreter (``TRITON_INTERPRET=1``, with
+triton installed); the interpreter rounds to fp8 inexactly, so that there the quantized values have a
+tolerance.
 """
 
 import importlib.util
@@ -146,7 +147,8 @@ all_schemes = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.ke
 
 @all_cases
 def test_route_gives_rows_in_token_order(case: Case) -> None:
-    """Row p of an expert belongs to the p-th token that names it; slots of one token at one expert share it."""
+    """Row p of an expert belongs to the p-th token that names it; slots of one token at one expert share "
+    "it."""
     rows = 50
     slots, counts = route_torch(case.ids, case.placement, rows)
     expected = rows_of(case)
@@ -184,7 +186,8 @@ def test_unquantized_prepare_copies_rows_and_nothing_else(case: Case, rows_to_sp
 @all_schemes
 @all_cases
 def test_quantized_prepare_is_within_half_a_step(case: Case, scheme: QuantScheme) -> None:
-    """Dequantized rows differ from the input by at most half a step of the scheme, with the scheme's scales."""
+    """Dequantized rows differ from the input by at most half a step of the scheme, with the scheme's "
+    "scales."""
     rows = len(case.a1) + 1
     batch, scale, _ = batched_prepare_torch(case.a1, None, case.ids, case.placement, rows, scheme)
     local, hidden = case.placement.num_local_experts, case.a1.size(1)
@@ -220,7 +223,8 @@ def test_quantized_prepare_is_within_half_a_step(case: Case, scheme: QuantScheme
 
 @pytest.mark.parametrize("dtype", [FP8_DTYPE, torch.int8])
 def test_the_bound_on_quantization_rejects_truncation(dtype: torch.dtype) -> None:
-    """Rounding towards zero, or a scale one fp8 step off, breaks the bound that the real quantization keeps."""
+    """Rounding towards zero, or a scale one fp8 step off, breaks the bound that the real quantization "
+    "keeps."""
     values = torch.linspace(-3.0, 3.0, 4001, dtype=torch.float64)[None]
     scheme = QuantScheme(QuantKind.TOKEN, dtype, 0, None)
     quantized, scale = quantize_rows_torch(values.float(), scheme)
@@ -291,7 +295,8 @@ def test_router_weights_on_the_input_are_applied_once_and_to_a_copy(scheme: Quan
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("poison", POISONS)
 def test_finalize_adds_up_each_tokens_rows(case: Case, weighted: bool, poison: float) -> None:
-    """The output is the float64 sum to rounding; padding, and weights of slots elsewhere, may hold anything."""
+    """The output is the float64 sum to rounding; padding, and weights of slots elsewhere, may hold "
+    "anything."""
     tokens, hidden = case.a1.shape
     local, rows = case.placement.num_local_experts, tokens + 2
     generator = torch.Generator().manual_seed(1)
@@ -321,7 +326,8 @@ def test_finalize_adds_up_each_tokens_rows(case: Case, weighted: bool, poison: f
 
 
 def test_the_tolerance_of_finalize_rejects_bf16_accumulation_and_lost_slots() -> None:
-    """Leaving out one slot, weighting twice or summing in bf16 misses the reference by more than is allowed."""
+    """Leaving out one slot, weighting twice or summing in bf16 misses the reference by more than is "
+    "allowed."""
     case = make_case(64, 8, 8, 8, 256, dtype=torch.float32)
     case.ids[:] = torch.arange(8)
     rows = torch.randn(64, 8, 256)
@@ -361,8 +367,8 @@ def test_uint32_ids_are_not_reinterpreted() -> None:
     with pytest.raises(ValueError) as caught:
         route_torch(ids, ExpertPlacement(2, 0, None, None, 2), 4)
     assert str(caught.value) == (
-        "topk_ids holds 4294967295, expected -1 (no expert) or an id from 0 to 1. Check the router and the table that "
-        "maps its ids."
+        "topk_ids holds 4294967295, expected -1 (no expert) or an id from 0 to 1. Check the router and "
+        "the table that maps its ids."
     )
 
 
@@ -374,8 +380,8 @@ def test_ids_out_of_range_are_refused(bad: int, tables: str) -> None:
     with pytest.raises(ValueError) as caught:
         batched_prepare_torch(case.a1, None, case.ids, case.placement, 4, SCHEMES["none"])
     assert str(caught.value) == (
-        f"topk_ids holds {bad}, expected -1 (no expert) or an id from 0 to 5. Check the router and the table that maps "
-        "its ids."
+        f"topk_ids holds {bad}, expected -1 (no expert) or an id from 0 to 5. Check the router and the "
+        "table that maps its ids."
     )
 
 
@@ -385,8 +391,8 @@ def test_more_tokens_than_rows_are_refused() -> None:
     with pytest.raises(ValueError) as caught:
         batched_prepare(case.a1, None, case.ids, case.placement, 4, SCHEMES["none"])
     assert str(caught.value) == (
-        "batched_prepare: 5 tokens, but the layout has 4 rows for each expert, and one expert may get a row of every "
-        "token. Pass fewer tokens, or build the layout for more."
+        "batched_prepare: 5 tokens, but the layout has 4 rows for each expert, and one expert may get a "
+        "row of every token. Pass fewer tokens, or build the layout for more."
     )
 
 
@@ -396,15 +402,18 @@ def test_finalize_refuses_what_does_not_come_from_prepare() -> None:
     ids, weights = torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
     output, batch = torch.empty(3, 8), torch.empty(2, 4, 8)
     wrong = {
-        "batched_finalize: fused_expert_output is (3, 4, 8), expected [2, rows, hidden]: one slice for each local "
+        "batched_finalize: fused_expert_output is (3, 4, 8), expected [2, rows, hidden]: one slice for "
+        "each local "
         "expert.": (output, torch.empty(3, 4, 8), weights),
-        "batched_finalize: 3 tokens, but fused_expert_output has 2 rows for each expert, so it does not come from a "
+        "batched_finalize: 3 tokens, but fused_expert_output has 2 rows for each expert, so it does not "
+        "come from a "
         "prepare of these tokens. Pass the topk_ids that prepare had.": (
             output,
             torch.empty(2, 2, 8),
             weights,
         ),
-        "batched_finalize: output is (3, 9), expected (3, 8): a row for each row of topk_ids, as wide as the experts' "
+        "batched_finalize: output is (3, 9), expected (3, 8): a row for each row of topk_ids, as wide as "
+        "the experts' "
         "output.": (torch.empty(3, 9), batch, weights),
         "batched_finalize: topk_weights is (3, 1) and topk_ids (3, 2), expected equal shapes [tokens, topk].": (
             output,
@@ -419,14 +428,15 @@ def test_finalize_refuses_what_does_not_come_from_prepare() -> None:
     with pytest.raises(ValueError) as caught:
         weight_and_reduce(output, torch.empty(3, 3, 8), weights, ids)
     assert str(caught.value) == (
-        "weight_and_reduce: fused_expert_output is (3, 3, 8), expected (3, 2) or [6] rows of the hidden size: one for "
-        "each slot of topk_ids."
+        "weight_and_reduce: fused_expert_output is (3, 3, 8), expected (3, 2) or [6] rows of the hidden "
+        "size: one for each slot of topk_ids."
     )
 
 
 @all_cases
 def test_permute_sorts_by_expert_and_comes_back(case: Case) -> None:
-    """Rows lie expert after expert, in token order, without padding; combining by the slots restores the tokens."""
+    """Rows lie expert after expert, in token order, without padding; combining by the slots restores the "
+    "tokens."""
     quantized, scale = quantize_rows_torch(case.a1, SCHEMES["fp8 block"])
     permuted, permuted_scale, slots, counts = permute_tokens_torch(quantized, scale, case.ids, case.placement)
     order = [token for tokens in rows_of(case) for token in tokens]
@@ -734,7 +744,8 @@ def test_kernels_never_wait_for_the_host() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [3, 3000])
 def test_ids_out_of_range_stop_the_kernel(tokens: int) -> None:
-    """An id that is no expert's traps on the device, with a message, rather than being dropped or read beyond."""
+    """An id that is no expert's traps on the device, with a message, rather than being dropped or read "
+    "beyond."""
     program = f"""
 import torch
 from vllm_moe.fused_moe.kernels import ExpertPlacement, QuantKind, QuantScheme, batched_prepare
