@@ -1,2 +1,1 @@
-"""Mixture-of-Experts layers laid out as in vLLM, with every prepare/finalize backend working on CPU and "
-"GPU."""
+"""Mixture-of-Experts layers laid out as in vLLM; every prepare/finalize backend works on CPU and GPU."""

@@ -98,14 +98,14 @@ class Inputs:
         return self.output
 
 
-def median_us(run: Callable[[], object], repeats: int) -> float:
-    """Median device time of single calls on an idle device: what a caller waits, launches included."""
+def median_us(calls: list[Callable[[], object]], repeats: int) -> float:
+    """Median device time of single calls, in turn, on an idle device: what a caller waits."""
     times = []
-    for _ in range(repeats):
+    for number in range(repeats):
         torch.cuda.synchronize()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        run()
+        calls[number % len(calls)]()
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) * 1e3)
@@ -123,7 +123,7 @@ def replayed_us(calls: list[Callable[[], object]], repeats: int) -> float:
     with torch.cuda.graph(graph):
         results = [call() for call in calls]
     graph.replay()
-    median = median_us(graph.replay, repeats)
+    median = median_us([graph.replay], repeats)
     del results
     return median / len(calls)
 
@@ -132,7 +132,7 @@ def copy_rate(device: str) -> float:
     """Bytes a second, read and written together, of a copy many times larger than the cache."""
     source = torch.randn(2**29, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / median_us(lambda: target.copy_(source), 20) * 1e6
+    return 2 * source.nbytes / median_us([lambda: target.copy_(source)], 20) * 1e6
 
 
 def floor_bytes(inputs: Inputs, local: int, scheme: str) -> tuple[int, int]:
@@ -164,8 +164,7 @@ def measure(shape: tuple[int, int, int, int, int], scheme: str, rate: float, rep
         calls = [getattr(item, step) for item in inputs]
         for number in range(WARM_UP_CALLS):
             calls[number % len(calls)]()
-        cursor = iter(range(10**9))
-        eager = median_us(lambda: calls[next(cursor) % len(calls)](), repeats)  # noqa: B023 -- called before the next
+        eager = median_us(calls, repeats)
         graph = replayed_us(calls, max(repeats // 4, 10))
         floor = moved / rate * 1e6
         rows.append(Row(step, scheme, *shape, eager, graph, floor, graph / floor, vllm_us))
@@ -227,8 +226,10 @@ def measure_cpu(repeats: int) -> dict[str, float | int]:
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table."""
     lines = [
-        "| step | quantized | tokens, experts, local, hidden, topk | floor us | graph us | graph/floor | "
-        "eager us | vLLM eager us | vLLM/eager |",
+        (
+            "| step | quantized | tokens, experts, local, hidden, topk | floor us | graph us | graph/floor | "
+            "eager us | vLLM eager us | vLLM/eager |"
+        ),
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -247,12 +248,12 @@ def table(rows: list[Row]) -> str:
 
 def plot(path: Path, rows: list[Row], title: str) -> None:
     """Time against tokens, replayed, with the floor drawn in."""
-    import matplotlib  # noqa: ICN001 -- the backend is chosen before pyplot is imported
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for number, name in enumerate(dict.fromkeys((row.step, row.scheme) for row in rows)):
         line = sorted((row for row in rows if (row.step, row.scheme) == name), key=lambda row: row.tokens)
         tokens = [row.tokens for row in line]
@@ -272,7 +273,7 @@ def plot(path: Path, rows: list[Row], title: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers depend on."""
+    """Tell what the numbers depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     if torch.cuda.is_available():
         import triton
@@ -305,12 +306,16 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         report["cpu"] = numbers = measure_cpu(max(options.repeats // 5, 5))
         lines = [
-            f"CPU, {numbers['threads']} thread: prepare + finalize of {CPU_SHAPE[0]} tokens x "
-            f"{CPU_SHAPE[3]}, {CPU_SHAPE[2]} local experts, topk {CPU_SHAPE[4]}, bf16: "
-            f"{numbers['ours_ms']:.1f} ms",
-            f"loop over experts: {numbers['loop_ms']:.1f} ms ({numbers['faster_than_loop']:.1f} x); "
-            f"without zeroing the padding: {numbers['loop_unzeroed_ms']:.1f} ms "
-            f"({numbers['faster_than_unzeroed_loop']:.1f} x)",
+            (
+                f"CPU, {numbers['threads']} thread: prepare + finalize of {CPU_SHAPE[0]} tokens x "
+                f"{CPU_SHAPE[3]}, {CPU_SHAPE[2]} local experts, topk {CPU_SHAPE[4]}, bf16: "
+                f"{numbers['ours_ms']:.1f} ms"
+            ),
+            (
+                f"loop over experts: {numbers['loop_ms']:.1f} ms ({numbers['faster_than_loop']:.1f} x); "
+                f"without zeroing the padding: {numbers['loop_unzeroed_ms']:.1f} ms "
+                f"({numbers['faster_than_unzeroed_loop']:.1f} x)"
+            ),
         ]
     else:
         rate = copy_rate("cuda")
@@ -322,8 +327,10 @@ def main(arguments: list[str] | None = None) -> None:
         report |= {"copy_bytes_per_s": rate, "rows": [asdict(row) for row in rows]}
         env = environment()
         lines = [
-            f"{env['device']}, torch {env['torch']}, Triton {env['triton']}, CUDA {env['cuda']}; device copy "
-            f"{rate / 1e12:.2f} TB/s (read + write)",
+            (
+                f"{env['device']}, torch {env['torch']}, Triton {env['triton']}, CUDA {env['cuda']}; "
+                f"device copy {rate / 1e12:.2f} TB/s (read + write)"
+            ),
             "",
             table(rows),
         ]

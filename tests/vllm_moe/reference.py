@@ -129,7 +129,8 @@ class FakeQuantization:
         """Compute ``dense_moe`` with rows rounded before both products."""
         self._amax = {}
         output = torch.empty(0)
-        for self._finding in (0, 1, 2) if self.how == "tensor" and self.static is None else (2,):
+        for finding in (0, 1, 2) if self.how == "tensor" and self.static is None else (2,):
+            self._finding = finding
             output = dense_moe(
                 *arguments,
                 **options,
@@ -174,7 +175,7 @@ def fp8_values() -> torch.Tensor:
 
 
 def quantization_error_bound(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The most that rounding to nearest may move each of ``values`` under ``scale``, float64.
+    """Give the most that rounding to nearest may move each of ``values`` under ``scale``, float64.
 
     A hair (1e-5 of a step) is left for float32 scales. Rounding the wrong way moves some value by twice as
     much.

@@ -81,8 +81,7 @@ def tokens(count: int, topk: int, experts: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def test_it_says_what_it_is() -> None:
-    """The format, limits and dispatchers are those it was built with; it neither reduces nor is "
-    "asynchronous."""
+    """Format, limits and dispatchers are those it was built with; it neither reduces nor is asynchronous."""
     pf = BatchedPrepareAndFinalize(max_num_tokens=7, num_local_experts=3, num_dispatchers=2, rank=1)
     assert pf.activation_format is mk.FusedMoEActivationFormat.BatchedExperts
     assert pf.max_num_tokens_per_rank() == 7
@@ -141,8 +140,7 @@ def test_linear_round_robin_and_redundant_placements_agree() -> None:
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize("flag", [False, True])
 def test_nothing_that_is_passed_in_is_written(name: str, flag: bool) -> None:
-    """Neither values nor versions of any argument change, in prepare or in finalize, and a second call "
-    "is the same."""
+    """Neither values nor versions of any argument change, and a second call gives the same."""
     quant_config = QUANTIZATIONS[name]
     a1, weights, ids = tokens(9, 1, 4)
     expert_map = torch.arange(4)
@@ -213,8 +211,7 @@ def test_results_stay_what_they_were_when_the_next_call_comes() -> None:
 
 
 def test_every_token_on_one_expert_fills_it_to_the_capacity() -> None:
-    """At the capacity, odd as it is, everything arrives, though every token names one expert, and names "
-    "it twice."""
+    """At the capacity, odd as it is, everything arrives, though every token names one expert twice."""
     a1, weights, _ = tokens(13, 2, 4)
     ids = torch.full((13, 2), 2)
     pf = BatchedPrepareAndFinalize(13, 4, 1, 0)
@@ -222,52 +219,61 @@ def test_every_token_on_one_expert_fills_it_to_the_capacity() -> None:
     assert relative_error(output, expected_output(a1, weights, ids)) < 1e-6
 
 
-@pytest.mark.parametrize("which", ["tokens", "map", "physical", "rank", "topk", "shape", "dtype"])
-def test_calls_that_cannot_be_right_are_refused(which: str) -> None:
-    """Each refusal names what was found, what was expected and what to do, also after calls that were "
-    "right."""
+def test_calls_that_cannot_be_right_are_refused() -> None:
+    """Each refusal says what was found, expected and is to be done, also after calls that were right."""
     a1, weights, ids = tokens(5, 2, 4)
+    many = tokens(6, 2, 4)
     pf = BatchedPrepareAndFinalize(5, 4, 1, 0)
+    second = BatchedPrepareAndFinalize(5, 4, 1, 1)
+    mapped = BatchedPrepareAndFinalize(5, 4, 1, 0, global_to_physical=torch.arange(5))
     pf.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED)
-    if which == "tokens":
-        a1, weights, ids = tokens(6, 2, 4)
-        message = (
-            "BatchedPrepareAndFinalize: 6 tokens, expected at most max_num_tokens, 5. Pass fewer, or "
-            "build it with a larger max_num_tokens."
-        )
-        call = lambda: pf.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED)  # noqa: E731 -- one a case
-    elif which == "map":
-        message = "BatchedPrepareAndFinalize: expert_map has 3 entries, expected num_experts, 4."
-        call = lambda: pf.prepare(a1, weights, ids, 4, torch.arange(3), False, UNQUANTIZED)  # noqa: E731
-    elif which == "physical":
-        mapped = BatchedPrepareAndFinalize(5, 4, 1, 0, global_to_physical=torch.arange(5))
-        message = "BatchedPrepareAndFinalize: global_to_physical has 5 entries, expected num_experts, 4."
-        call = lambda: mapped.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED)  # noqa: E731
-    elif which == "rank":
-        second = BatchedPrepareAndFinalize(5, 4, 1, 1)
-        message = (
-            "BatchedPrepareAndFinalize: rank 1 with 4 local experts ends at expert 7, but num_experts is "
-            "4. Correct one of them, or pass an expert_map."
-        )
-        call = lambda: second.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED)  # noqa: E731
-    elif which == "topk":
-        message = (
-            "batched_prepare: router weights (5, 2) for topk_ids (5, 2): weights can be applied to the "
-            "input only with topk 1, expected [tokens, 1] for both."
-        )
-        call = lambda: pf.prepare(a1, weights, ids, 4, None, True, UNQUANTIZED)  # noqa: E731
-    elif which == "shape":
-        message = (
-            "BatchedPrepareAndFinalize.prepare: a1 is (5, 160), topk_weights (5, 1) and topk_ids (5, 2), "
-            "expected [tokens, hidden] and twice [tokens, topk]."
-        )
-        call = lambda: pf.prepare(a1, weights[:, :1], ids, 4, None, False, UNQUANTIZED)  # noqa: E731
-    else:
-        message = "BatchedPrepareAndFinalize.prepare: topk_ids is torch.float32, expected an integer dtype."
-        call = lambda: pf.prepare(a1, weights, ids.float(), 4, None, False, UNQUANTIZED)  # noqa: E731
-    with pytest.raises(TypeError if which == "dtype" else ValueError) as caught:
-        call()
-    assert str(caught.value) == message
+    cases: list[tuple[Callable[[], object], str]] = [
+        (
+            lambda: pf.prepare(*many, 4, None, False, UNQUANTIZED),
+            (
+                "BatchedPrepareAndFinalize: 6 tokens, expected at most max_num_tokens, 5. Pass fewer, or "
+                "build it with a larger max_num_tokens."
+            ),
+        ),
+        (
+            lambda: pf.prepare(a1, weights, ids, 4, torch.arange(3), False, UNQUANTIZED),
+            "BatchedPrepareAndFinalize: expert_map has 3 entries, expected num_experts, 4.",
+        ),
+        (
+            lambda: mapped.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED),
+            "BatchedPrepareAndFinalize: global_to_physical has 5 entries, expected num_experts, 4.",
+        ),
+        (
+            lambda: second.prepare(a1, weights, ids, 4, None, False, UNQUANTIZED),
+            (
+                "BatchedPrepareAndFinalize: rank 1 with 4 local experts ends at expert 7, but num_experts "
+                "is 4. Correct one of them, or pass an expert_map."
+            ),
+        ),
+        (
+            lambda: pf.prepare(a1, weights, ids, 4, None, True, UNQUANTIZED),
+            (
+                "batched_prepare: router weights (5, 2) for topk_ids (5, 2): weights can be applied to "
+                "the input only with topk 1, expected [tokens, 1] for both."
+            ),
+        ),
+        (
+            lambda: pf.prepare(a1, weights[:, :1], ids, 4, None, False, UNQUANTIZED),
+            (
+                "BatchedPrepareAndFinalize.prepare: a1 is (5, 160), topk_weights (5, 1) and topk_ids (5, "
+                "2), expected [tokens, hidden] and twice [tokens, topk]."
+            ),
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == message
+    with pytest.raises(TypeError) as caught_type:
+        pf.prepare(a1, weights, ids.float(), 4, None, False, UNQUANTIZED)
+    assert str(caught_type.value) == (
+        "BatchedPrepareAndFinalize.prepare: topk_ids is torch.float32, expected an integer dtype."
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ Prepared = tuple[
 
 
 def config(**changes: object) -> FusedMoEConfig:
-    """Configuration of a small layer."""
+    """Make the configuration of a small layer."""
     fields = {
         "num_experts": 4,
         "experts_per_token": 2,
@@ -61,6 +61,7 @@ class Recorder(MoEPrepareAndFinalizeNoDPEPModular):
         self.calls: dict[str, tuple[tuple[object, ...], dict[str, object]]] = {}
 
     def supports_async(self) -> bool:
+        """Note the call."""
         return self.how != "synchronous"
 
     def _note(self, what: str) -> None:
@@ -76,6 +77,7 @@ class Recorder(MoEPrepareAndFinalizeNoDPEPModular):
         return (lambda: self._note(f"{name} hook")), receiver
 
     def prepare(self, *arguments: object, **keywords: object) -> Prepared:  # type: ignore[override]
+        """Note the call."""
         self.calls["prepare"] = (arguments, keywords)
         self._note("prepare")
         result = super().prepare(*arguments, **keywords)  # type: ignore[arg-type]
@@ -84,15 +86,18 @@ class Recorder(MoEPrepareAndFinalizeNoDPEPModular):
         return result  # type: ignore[return-value]
 
     def prepare_async(self, *arguments: object, **keywords: object) -> object:  # type: ignore[override]
+        """Note the call."""
         self._note("prepare started")
         return self._both("prepare", lambda: self.prepare(*arguments, **keywords))
 
     def finalize(self, *arguments: object, **keywords: object) -> None:  # type: ignore[override]
+        """Note the call."""
         self.calls["finalize"] = (arguments, keywords)
         self._note("finalize")
         super().finalize(*arguments, **keywords)  # type: ignore[arg-type]
 
     def finalize_async(self, *arguments: object, **keywords: object) -> object:  # type: ignore[override]
+        """Note the call."""
         self._note("finalize started")
         return self._both("finalize", lambda: self.finalize(*arguments, **keywords))
 
@@ -101,6 +106,7 @@ class WritingExperts(TorchExperts):
     """Experts that remember what they were given."""
 
     def apply(self, output: torch.Tensor, *arguments: object, **keywords: object) -> None:  # type: ignore[override]
+        """Note the call."""
         self.given = keywords
         super().apply(output, *arguments, **keywords)  # type: ignore[arg-type]
 
@@ -113,6 +119,7 @@ class Shared:
         self.seen: torch.Tensor | None = None
 
     def apply(self, shared_experts_input: torch.Tensor) -> None:
+        """Note the call."""
         self.log.append(("shared", dbo_current_ubatch_id()))
         self.seen = shared_experts_input
 
@@ -130,8 +137,7 @@ UNQUANTIZED = FusedMoEQuantConfig.make()
 
 @pytest.mark.parametrize("how", ["synchronous", "receiver", "hook and receiver"])
 def test_the_driver_passes_arguments_as_backends_expect_them(how: str) -> None:
-    """Everything up to quant_config goes by position, defer_input_quant by keyword; finalize is all "
-    "positions."""
+    """Everything up to quant_config goes by position, then defer_input_quant by keyword."""
     pf = Recorder(how)
     experts = WritingExperts(config(), UNQUANTIZED)
     kernel = mk.FusedMoEKernel(pf, experts)
@@ -191,8 +197,7 @@ def test_dispatched_ids_and_weights_take_the_place_of_the_originals() -> None:
 
 
 def test_shared_experts_run_while_the_combine_is_under_way() -> None:
-    """An asynchronous backend overlaps the shared expert with its combine; with another the layer has to "
-    "run it."""
+    """An asynchronous combine is overlapped with the shared expert; otherwise the layer has to run it."""
     hidden_states, weights, ids = inputs()
     pf = Recorder("hook and receiver")
     shared = Shared(pf.log)
@@ -210,8 +215,7 @@ def test_shared_experts_run_while_the_combine_is_under_way() -> None:
 
 
 def test_ubatches_take_turns_and_keep_their_numbers() -> None:
-    """Each micro-batch computes while the other's tokens travel, under its own number; outputs are as "
-    "one by one."""
+    """Each micro-batch computes, under its number, while the other's tokens travel; outputs stay the same."""
     pf = Recorder("hook and receiver")
     kernel = mk.FusedMoEKernel(pf, TorchExperts(config(), UNQUANTIZED))
     batches = [(*inputs(tokens, seed=tokens), None) for tokens in (3, 6)]
@@ -232,7 +236,7 @@ def test_the_running_ubatch_is_known_inside_only() -> None:
     assert (dbo_enabled(), dbo_current_ubatch_id()) == (False, 0)
     with ubatch(1):
         assert (dbo_enabled(), dbo_current_ubatch_id()) == (True, 1)
-    with pytest.raises(RuntimeError, match="^stop$"), ubatch(2):
+    with pytest.raises(RuntimeError, match=r"^stop$"), ubatch(2):
         raise RuntimeError("stop")
     assert (dbo_enabled(), dbo_current_ubatch_id()) == (False, 0)
 
@@ -260,13 +264,17 @@ def test_a_kernel_refuses_parts_that_do_not_go_together() -> None:
             lambda: mk.FusedMoEKernel(
                 MoEPrepareAndFinalizeNoDPEPMonolithic(), TorchExperts(moe_config, UNQUANTIZED)
             ),
-            "FusedMoEKernel: MoEPrepareAndFinalizeNoDPEPMonolithic and TorchExperts do not go together. "
-            "Give it two modular ones (topk ids and weights) or two monolithic ones (router logits).",
+            (
+                "FusedMoEKernel: MoEPrepareAndFinalizeNoDPEPMonolithic and TorchExperts do not go together. "
+                "Give it two modular ones (topk ids and weights) or two monolithic ones (router logits)."
+            ),
         ),
         (
             lambda: mk.FusedMoEKernel(batched, TorchExperts(moe_config, UNQUANTIZED)),
-            "FusedMoEKernel: BatchedPrepareAndFinalize gives the BatchedExperts format, but TorchExperts "
-            "takes Standard. Choose experts of the backend's format.",
+            (
+                "FusedMoEKernel: BatchedPrepareAndFinalize gives the BatchedExperts format, but TorchExperts "
+                "takes Standard. Choose experts of the backend's format."
+            ),
         ),
         (
             lambda: mk.FusedMoEKernel(
@@ -278,18 +286,24 @@ def test_a_kernel_refuses_parts_that_do_not_go_together() -> None:
             lambda: mk.FusedMoEKernel(
                 Recorder("receiver"), TorchExperts(moe_config, UNQUANTIZED), Shared([]), inplace=True
             ),
-            "FusedMoEKernel: inplace=True would overwrite the hidden states that the shared expert reads. "
-            "Leave one of inplace and shared_experts out.",
+            (
+                "FusedMoEKernel: inplace=True would overwrite the hidden states that the shared expert "
+                "reads. Leave one of inplace and shared_experts out."
+            ),
         ),
         (
             lambda: NaiveBatchedExperts(moe_config, UNQUANTIZED),
-            "NaiveBatchedExperts uses the BatchedExperts format, which takes both of max_num_tokens and "
-            "num_dispatchers, found max_num_tokens=None, num_dispatchers=None.",
+            (
+                "NaiveBatchedExperts uses the BatchedExperts format, which takes both of max_num_tokens and "
+                "num_dispatchers, found max_num_tokens=None, num_dispatchers=None."
+            ),
         ),
         (
             lambda: TorchExperts(moe_config, UNQUANTIZED, max_num_tokens=4),
-            "TorchExperts uses the Standard format, which takes neither of max_num_tokens and "
-            "num_dispatchers, found max_num_tokens=4, num_dispatchers=None.",
+            (
+                "TorchExperts uses the Standard format, which takes neither of max_num_tokens and "
+                "num_dispatchers, found max_num_tokens=4, num_dispatchers=None."
+            ),
         ),
     ]
     for build, message in cases:
@@ -299,8 +313,7 @@ def test_a_kernel_refuses_parts_that_do_not_go_together() -> None:
 
 
 def test_a_kernel_says_which_call_it_takes() -> None:
-    """Topk ids for a monolithic kernel, or logits for a modular one, are a TypeError that names the "
-    "right call."""
+    """Topk ids for a monolithic kernel, or logits for a modular one: a TypeError names the right call."""
     hidden_states, weights, ids = inputs()
     modular = mk.FusedMoEKernel(MoEPrepareAndFinalizeNoDPEPModular(), TorchExperts(config(), UNQUANTIZED))
     monolithic = mk.FusedMoEKernel(
@@ -395,8 +408,10 @@ def test_configurations_that_mean_nothing_are_refused() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (
             lambda: FusedMoEParallelConfig.make(2, 1, 2, 1, rank=4, enable_expert_parallel=True),
-            "FusedMoEParallelConfig: rank 4 is outside the grid of dp 2 x pcp 1 x tp 2, which has ranks 0 "
-            "to 3.",
+            (
+                "FusedMoEParallelConfig: rank 4 is outside the grid of dp 2 x pcp 1 x tp 2, which has "
+                "ranks 0 to 3."
+            ),
         ),
         (lambda: config(hidden_dim=0), "FusedMoEConfig: hidden_dim is 0, expected at least 1."),
         (
@@ -405,13 +420,17 @@ def test_configurations_that_mean_nothing_are_refused() -> None:
         ),
         (
             lambda: FusedMoEQuantConfig.make(torch.float16),
-            "FusedMoEQuantConfig: activations cannot be quantized to torch.float16, expected one of "
-            "torch.float8_e4m3fn, torch.int8 or None.",
+            (
+                "FusedMoEQuantConfig: activations cannot be quantized to torch.float16, expected one of "
+                "torch.float8_e4m3fn, torch.int8 or None."
+            ),
         ),
         (
             lambda: FusedMoEQuantConfig.make(FP8_DTYPE, per_act_token_quant=True, block_shape=[128, 128]),
-            "FusedMoEQuantConfig: block_shape=[128, 128] already says which elements share a scale. Leave "
-            "per_act_token_quant and per_out_ch_quant False, or block_shape None.",
+            (
+                "FusedMoEQuantConfig: block_shape=[128, 128] already says which elements share a scale. "
+                "Leave per_act_token_quant and per_out_ch_quant False, or block_shape None."
+            ),
         ),
         (
             lambda: FusedMoEQuantConfig.make(FP8_DTYPE, block_shape=[128]),
@@ -423,13 +442,17 @@ def test_configurations_that_mean_nothing_are_refused() -> None:
         ),
         (
             lambda: FusedMoEQuantConfig.make(FP8_DTYPE, per_act_token_quant=True, a2_scale=scale),
-            "FusedMoEQuantConfig: a2_scale is given, but per token and per block scales are computed from "
-            "the values. Leave a2_scale out.",
+            (
+                "FusedMoEQuantConfig: a2_scale is given, but per token and per block scales are computed "
+                "from the values. Leave a2_scale out."
+            ),
         ),
         (
             lambda: FusedMoEQuantConfig.make(FP8_DTYPE, a1_scale=torch.ones(2, dtype=torch.float16)),
-            "FusedMoEQuantConfig: a1_scale is torch.float16 of shape (2,), expected torch.float32 of one "
-            "element (one static scale for the whole tensor).",
+            (
+                "FusedMoEQuantConfig: a1_scale is torch.float16 of shape (2,), expected torch.float32 of one "
+                "element (one static scale for the whole tensor)."
+            ),
         ),
     ]
     for build, message in cases:

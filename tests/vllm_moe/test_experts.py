@@ -1,5 +1,4 @@
-"""Experts of both formats, and the layer they make with prepare and finalize, against the dense float64 "
-"layer."""
+"""Experts of both formats, and the layer they are part of, against the dense float64 layer."""
 
 import importlib.util
 import os
@@ -117,7 +116,7 @@ def make_layer(
 
 
 def config(device: str = "cpu", **changes: object) -> FusedMoEConfig:
-    """Configuration of the tests' layer."""
+    """Make the configuration of the tests' layer."""
     fields = {
         "num_experts": EXPERTS,
         "experts_per_token": 2,
@@ -183,7 +182,7 @@ def expected_layer(
 
 
 def kernel_for(format_name: str, layer: Layer, max_tokens: int, device: str = "cpu") -> mk.FusedMoEKernel:
-    """A prepare/finalize and the experts that fit it."""
+    """Make a prepare/finalize and the experts that fit it."""
     moe_config = config(device)
     on_cuda = device == "cuda" or INTERPRETED
     if format_name == "batched":
@@ -422,7 +421,7 @@ def test_monolithic_experts_route_for_themselves(name: str, method: RoutingMetho
         weights = weights / weights.sum(1, keepdim=True)
     expected = expected_layer(name, "standard", layer, hidden_states, weights, order)
     assert relative_error(output, expected) < TOLERANCES[name]
-    with pytest.raises(ValueError, match="^RoutingExperts.apply: apply_router_weight_on_input is True"):
+    with pytest.raises(ValueError, match=r"^RoutingExperts\.apply: apply_router_weight_on_input is True"):
         kernel.apply_monolithic(hidden_states, layer.w1, layer.w2, logits, MoEActivation.SILU, -1, None, True)
 
 
@@ -455,8 +454,10 @@ def test_experts_say_what_they_do_not_support() -> None:
             fp8_tensor,
             fp8_block,
             standard,
-            "TorchExperts does not support weights float8_e4m3fn static per tensor with activations "
-            "float8_e4m3fn dynamic per 1x128 block",
+            (
+                "TorchExperts does not support weights float8_e4m3fn static per tensor with activations "
+                "float8_e4m3fn dynamic per 1x128 block"
+            ),
         ),
         (
             XPUExperts,
@@ -464,8 +465,10 @@ def test_experts_say_what_they_do_not_support() -> None:
             fp8_tensor,
             None,
             standard,
-            "XPUExperts does not support weights float8_e4m3fn static per tensor with activations "
-            "unquantized",
+            (
+                "XPUExperts does not support weights float8_e4m3fn static per tensor with activations "
+                "unquantized"
+            ),
         ),
     ]
     for experts_class, device, weight_key, activation_key, form, reason in cases:
@@ -496,8 +499,8 @@ def test_quantized_experts_refuse_rows_without_scales() -> None:
     empty = torch.empty(0)
     with pytest.raises(ValueError) as caught:
         experts.apply(
-            torch.empty(EXPERTS, 4, HIDDEN), batch, layer.w1, layer.w2, weights, ids, MoEActivation.SILU, EXPERTS, None,
-            scale, None, empty, empty, meta, False,
+            torch.empty(EXPERTS, 4, HIDDEN), batch, layer.w1, layer.w2, weights, ids, MoEActivation.SILU, EXPERTS,
+            None, scale, None, empty, empty, meta, False,
         )  # fmt: skip
     assert str(caught.value) == (
         "Quantized experts got rows without scales: either prepare left the quantization to experts that "
@@ -507,8 +510,7 @@ def test_quantized_experts_refuse_rows_without_scales() -> None:
 
 @pytest.mark.parametrize("group", [0, 128])
 def test_middle_scale_ignores_padding(group: int) -> None:
-    """Rows beyond an expert's count, whatever they hold, do not change the scale of the second product's "
-    "input."""
+    """Rows beyond an expert's count, whatever they hold, do not change the second product's scales."""
     name = "fp8 block" if group else "fp8 dynamic"
     layer = make_layer(name)
     rows = torch.randn(EXPERTS, 5, HIDDEN)
@@ -526,8 +528,8 @@ def test_middle_scale_ignores_padding(group: int) -> None:
         padded[torch.arange(5) >= counts[:, None]] = filler
         output = torch.zeros(EXPERTS, 5, HIDDEN)
         grouped_mlp_torch(
-            output, padded.to(FP8_DTYPE), scales, counts, layer.w1, layer.w2, MoEActivation.SILU, layer.quant_config,
-            torch.empty(0), torch.empty(0),
+            output, padded.to(FP8_DTYPE), scales, counts, layer.w1, layer.w2, MoEActivation.SILU,
+            layer.quant_config, torch.empty(0), torch.empty(0),
         )  # fmt: skip
         outputs.append(output)
     assert torch.equal(outputs[0], outputs[1])
@@ -590,8 +592,7 @@ def test_triton_activations(activation: MoEActivation, format_name: str) -> None
 @pytest.mark.parametrize("format_name", ["standard", "batched"])
 @pytest.mark.parametrize("name", ["none", "fp8 dynamic", "fp8 block"])
 def test_layer_replays_from_a_graph(format_name: str, name: str) -> None:
-    """The whole layer is captured without waiting for the host; a replay with other tokens equals an "
-    "eager call."""
+    """The layer is captured without waiting for the host; a replay with other tokens equals an eager call."""
     layer = make_layer(name)
     there = Layer(*(tensor.cuda() for tensor in layer[:4]), _config_to(layer.quant_config, "cuda"))
     hidden_states, weights, ids = (tensor.cuda() for tensor in tokens_of(40, 3))

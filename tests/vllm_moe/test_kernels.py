@@ -147,8 +147,7 @@ all_schemes = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.ke
 
 @all_cases
 def test_route_gives_rows_in_token_order(case: Case) -> None:
-    """Row p of an expert belongs to the p-th token that names it; slots of one token at one expert share "
-    "it."""
+    """Row p of an expert belongs to the p-th token that names it, for all its slots there."""
     rows = 50
     slots, counts = route_torch(case.ids, case.placement, rows)
     expected = rows_of(case)
@@ -186,8 +185,7 @@ def test_unquantized_prepare_copies_rows_and_nothing_else(case: Case, rows_to_sp
 @all_schemes
 @all_cases
 def test_quantized_prepare_is_within_half_a_step(case: Case, scheme: QuantScheme) -> None:
-    """Dequantized rows differ from the input by at most half a step of the scheme, with the scheme's "
-    "scales."""
+    """Dequantized rows differ from the input by at most half a step, and scales are the scheme's."""
     rows = len(case.a1) + 1
     batch, scale, _ = batched_prepare_torch(case.a1, None, case.ids, case.placement, rows, scheme)
     local, hidden = case.placement.num_local_experts, case.a1.size(1)
@@ -223,8 +221,7 @@ def test_quantized_prepare_is_within_half_a_step(case: Case, scheme: QuantScheme
 
 @pytest.mark.parametrize("dtype", [FP8_DTYPE, torch.int8])
 def test_the_bound_on_quantization_rejects_truncation(dtype: torch.dtype) -> None:
-    """Rounding towards zero, or a scale one fp8 step off, breaks the bound that the real quantization "
-    "keeps."""
+    """Rounding towards zero, or a scale one step off, breaks the bound that the real one keeps."""
     values = torch.linspace(-3.0, 3.0, 4001, dtype=torch.float64)[None]
     scheme = QuantScheme(QuantKind.TOKEN, dtype, 0, None)
     quantized, scale = quantize_rows_torch(values.float(), scheme)
@@ -295,8 +292,7 @@ def test_router_weights_on_the_input_are_applied_once_and_to_a_copy(scheme: Quan
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("poison", POISONS)
 def test_finalize_adds_up_each_tokens_rows(case: Case, weighted: bool, poison: float) -> None:
-    """The output is the float64 sum to rounding; padding, and weights of slots elsewhere, may hold "
-    "anything."""
+    """The output is the float64 sum to rounding; padding and weights of slots elsewhere hold anything."""
     tokens, hidden = case.a1.shape
     local, rows = case.placement.num_local_experts, tokens + 2
     generator = torch.Generator().manual_seed(1)
@@ -326,8 +322,7 @@ def test_finalize_adds_up_each_tokens_rows(case: Case, weighted: bool, poison: f
 
 
 def test_the_tolerance_of_finalize_rejects_bf16_accumulation_and_lost_slots() -> None:
-    """Leaving out one slot, weighting twice or summing in bf16 misses the reference by more than is "
-    "allowed."""
+    """Leaving out one slot, weighting twice and summing in bf16 miss the reference by too much."""
     case = make_case(64, 8, 8, 8, 256, dtype=torch.float32)
     case.ids[:] = torch.arange(8)
     rows = torch.randn(64, 8, 256)
@@ -415,7 +410,8 @@ def test_finalize_refuses_what_does_not_come_from_prepare() -> None:
         "batched_finalize: output is (3, 9), expected (3, 8): a row for each row of topk_ids, as wide as "
         "the experts' "
         "output.": (torch.empty(3, 9), batch, weights),
-        "batched_finalize: topk_weights is (3, 1) and topk_ids (3, 2), expected equal shapes [tokens, topk].": (
+        "batched_finalize: topk_weights is (3, 1) and topk_ids (3, 2), expected equal shapes "
+        "[tokens, topk].": (
             output,
             batch,
             torch.ones(3, 1),
@@ -435,8 +431,7 @@ def test_finalize_refuses_what_does_not_come_from_prepare() -> None:
 
 @all_cases
 def test_permute_sorts_by_expert_and_comes_back(case: Case) -> None:
-    """Rows lie expert after expert, in token order, without padding; combining by the slots restores the "
-    "tokens."""
+    """Rows lie expert after expert, in token order, without padding; combining brings them back."""
     quantized, scale = quantize_rows_torch(case.a1, SCHEMES["fp8 block"])
     permuted, permuted_scale, slots, counts = permute_tokens_torch(quantized, scale, case.ids, case.placement)
     order = [token for tokens in rows_of(case) for token in tokens]
@@ -744,15 +739,15 @@ def test_kernels_never_wait_for_the_host() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [3, 3000])
 def test_ids_out_of_range_stop_the_kernel(tokens: int) -> None:
-    """An id that is no expert's traps on the device, with a message, rather than being dropped or read "
-    "beyond."""
+    """An id that is no expert's traps on the device, with a message, rather than being dropped."""
     program = f"""
 import torch
 from vllm_moe.fused_moe.kernels import ExpertPlacement, QuantKind, QuantScheme, batched_prepare
 ids = torch.zeros({tokens}, 2, dtype=torch.int32, device="cuda")
 ids[-1, 1] = 8
 a1 = torch.randn({tokens}, 64, device="cuda")
-batched_prepare(a1, None, ids, ExpertPlacement(4, 0, None, None, 8), {tokens}, QuantScheme(QuantKind.NONE, None, 0, None))
+unquantized = QuantScheme(QuantKind.NONE, None, 0, None)
+batched_prepare(a1, None, ids, ExpertPlacement(4, 0, None, None, 8), {tokens}, unquantized)
 torch.cuda.synchronize()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

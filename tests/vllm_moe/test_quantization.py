@@ -24,8 +24,7 @@ def same_numbers() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", ["tensor", "static", "token", "block", "int8 token", "int8 tensor"])
 def test_every_value_is_rounded_to_nearest(hidden: int, dtype: torch.dtype, scheme: str) -> None:
-    """Scales follow from the values they cover, and no value moves by more than half a step, whatever "
-    "the width."""
+    """Scales follow from the values they cover, and no value moves by more than half a step."""
     a = (torch.randn(5, hidden) * torch.tensor([1e-3, 0.1, 1.0, 10.0, 0.0])[:, None]).to(dtype)
     quant_dtype = torch.int8 if "int8" in scheme else FP8_DTYPE
     static = torch.tensor([0.02]) if scheme == "static" else None

@@ -23,8 +23,7 @@ def same_numbers() -> None:
 
 
 def case(name: str) -> tuple[mk.TopKWeightAndReduce, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give an implementation, what experts wrote for it, weights, ids, and the unweighted rows ``[t, k, "
-    "hidden]``."""
+    """Give an implementation, what experts wrote for it, weights, ids, and the row of each slot."""
     ids = torch.randint(-1, EXPERTS, (TOKENS, TOPK))
     weights = torch.rand(TOKENS, TOPK)
     rows = torch.randn(TOKENS, TOPK, HIDDEN)
@@ -47,8 +46,7 @@ def case(name: str) -> tuple[mk.TopKWeightAndReduce, torch.Tensor, torch.Tensor,
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 def test_rows_are_weighted_once_and_nothing_else_is_written(name: str, flag: bool, given: bool) -> None:
-    """With or without an output given, twice in a row: the sum is right, and arguments keep values and "
-    "versions."""
+    """With or without an output, twice: the sum is right, and arguments keep values and versions."""
     reduce, fused, weights, ids, rows = case(name)
     expected = combine(
         lambda token, k: None if ids[token, k] < 0 else rows[token, k], ids, None if flag else weights, HIDDEN

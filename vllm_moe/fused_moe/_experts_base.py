@@ -47,7 +47,7 @@ class FusedMoEExperts(ABC):
     @staticmethod
     @abstractmethod
     def activation_format() -> FusedMoEActivationFormat:
-        """The format that ``apply`` takes and gives."""
+        """Give the format that ``apply`` takes and gives."""
         raise NotImplementedError
 
     @property
@@ -57,18 +57,20 @@ class FusedMoEExperts(ABC):
 
     @staticmethod
     def is_supported_config(
-        cls: type["FusedMoEExperts"],
+        cls: type["FusedMoEExperts"],  # noqa: PLW0211 -- vLLM's signature
         moe_config: FusedMoEConfig,
         weight_key: QuantKey | None,
         activation_key: QuantKey | None,
         activation_format: FusedMoEActivationFormat,
     ) -> tuple[bool, str | None]:
-        """Whether these experts can run the layer; if not, ``(False, reason)``. Called on the class with "
-        "itself."""
+        """Give ``(True, None)`` if ``cls`` can run the layer, else ``(False, reason)``."""
         device = torch.device(moe_config.device)
         checks = (
             (cls._supports_device(device), f"device {device.type}"),
-            (cls._supports_activation(moe_config.activation), f"activation {moe_config.activation.value}"),
+            (
+                cls._supports_activation(moe_config.activation),
+                f"activation {moe_config.activation.value}",
+            ),
             (
                 cls._supports_quant_scheme(weight_key, activation_key),
                 f"weights {weight_key or 'unquantized'} with activations {activation_key or 'unquantized'}",
@@ -116,7 +118,7 @@ class FusedMoEExpertsModular(FusedMoEExperts):
     def moe_problem_size(
         self, a1: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, topk_ids: torch.Tensor
     ) -> tuple[int, int, int, int, int]:
-        """Sizes ``(local experts, rows, width of w1's output, hidden, topk)``; rows are an expert's when batched.
+        """Give local experts, rows (of one expert when batched), width of w1's output, hidden and topk.
 
         Raises ValueError when the shapes do not fit together.
         """
@@ -134,7 +136,7 @@ class FusedMoEExpertsModular(FusedMoEExperts):
         return E, M, N, K, topk_ids.size(1)
 
     def workspace_dtype(self, act_dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the workspaces and of the output, for unquantized activations of ``act_dtype``."""
+        """Give the dtype of workspaces and output, for unquantized activations of ``act_dtype``."""
         return act_dtype
 
     @abstractmethod
@@ -149,14 +151,19 @@ class FusedMoEExpertsModular(FusedMoEExperts):
         expert_tokens_meta: ExpertTokensMetadata | None,
         activation: MoEActivation,
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Shapes of ``workspace13`` (either product's result), ``workspace2`` (the activation's) and the output.
+        """Give the shapes of ``workspace13`` (either product), ``workspace2`` (activation) and the output.
 
         The output shares its memory with ``workspace13``. ``M``, ``N``, ``K`` are as
         :meth:`moe_problem_size` gives.
         """
         raise NotImplementedError
 
-    def activation(self, activation: MoEActivation, output: torch.Tensor, input: torch.Tensor) -> None:  # noqa: A002 -- vLLM's name
+    def activation(
+        self,
+        activation: MoEActivation,
+        output: torch.Tensor,
+        input: torch.Tensor,  # noqa: A002 -- vLLM's name
+    ) -> None:
         """Write ``activation(input)`` into ``output``."""
         apply_moe_activation(activation, output, input)
 
@@ -217,6 +224,5 @@ class FusedMoEExpertsMonolithic(FusedMoEExperts):
         a1q_scale: torch.Tensor | None,
         apply_router_weight_on_input: bool,
     ) -> torch.Tensor:
-        """Route, run the experts, weight and reduce; gives ``[tokens, hidden]``. Arguments as in the "
-        "modular case."""
+        """Route, run the experts, weight and reduce to ``[tokens, hidden]``; arguments as in modular ones."""
         raise NotImplementedError

@@ -1,5 +1,4 @@
-"""Small types that both halves of a Mixture-of-Experts kernel share; :mod:`modular_kernel` gives them "
-"their names."""
+"""Small types that both halves of a kernel share, under their names in :mod:`modular_kernel`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ class FusedMoEActivationFormat(Enum):
     Standard = ("standard",)
     """``[tokens, hidden]``, each row with its own topk ids and weights."""
     BatchedExperts = ("batched_experts",)
-    """``[num_local_experts, max_num_tokens * num_dispatchers, hidden]``; an expert's rows come first, "
-    "then padding."""
+    """``[num_local_experts, max_num_tokens * num_dispatchers, hidden]``: an expert's rows, then padding."""
 
 
 @dataclass

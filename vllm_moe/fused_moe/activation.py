@@ -9,8 +9,7 @@ __all__ = ["MoEActivation", "apply_moe_activation"]
 
 
 class MoEActivation(Enum):
-    """An activation; gated ones take ``[..., 2 * n]`` (gate half first, then up half) and give ``[..., "
-    "n]``."""
+    """An activation; gated ones take ``[..., 2 * n]``, gate half before up half, and give ``[..., n]``."""
 
     SILU = "silu"
     GELU = "gelu"
@@ -39,8 +38,10 @@ class MoEActivation(Enum):
 
 
 def apply_moe_activation(
-    activation: MoEActivation, output: torch.Tensor, input: torch.Tensor
-) -> torch.Tensor:  # noqa: A002 -- vLLM's name
+    activation: MoEActivation,
+    output: torch.Tensor,
+    input: torch.Tensor,  # noqa: A002 -- vLLM's name
+) -> torch.Tensor:
     """Write ``activation(input)`` into ``output`` and return it; ``input`` is left as it is.
 
     ``input`` is ``[..., n]`` (``[..., 2 * n]`` for a gated activation), ``output`` is ``[..., n]``. The

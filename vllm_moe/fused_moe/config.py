@@ -26,8 +26,7 @@ __all__ = [
 ]
 
 FP8_DTYPE = torch.float8_e4m3fn
-"""The 8-bit floating point type of activations and weights (4 exponent bits, 3 mantissa bits, largest "
-"value 448)."""
+"""The 8-bit floating point type: 4 exponent bits, 3 mantissa bits, largest value 448."""
 
 _QUANT_DTYPES = (FP8_DTYPE, torch.int8)
 
@@ -81,8 +80,7 @@ class FusedMoEQuantDesc:
     """The quantized type; None leaves the tensor as it is."""
     shape: GroupShape | None = None
     scale: torch.Tensor | None = None
-    """float32. Activations: one element, or None for a scale computed from the values. Weights: see "
-    "``make``."""
+    """float32. For activations one element, or None to compute it from values; for weights see ``make``."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +189,7 @@ class FusedMoEQuantConfig:
         return QuantKey(self._w1.dtype, True, self._w1.shape or GroupShape.PER_TENSOR)
 
     def scale_shape(self, max_tokens: int, hidden_dim: int) -> tuple[int, int] | None:
-        """Shape of the float32 activation scale that belongs to ``[max_tokens, hidden_dim]``; None if "
-        "unquantized."""
+        """Give the shape of the float32 scale of ``[max_tokens, hidden_dim]``; None if unquantized."""
         if not self.is_quantized:
             return None
         if self.block_shape is not None:
@@ -202,8 +199,7 @@ class FusedMoEQuantConfig:
     def batched_scale_shape(
         self, num_experts: int, max_tokens: int, hidden_dim: int
     ) -> tuple[int, int, int] | None:
-        """Shape of the scale that belongs to ``[num_experts, max_tokens, hidden_dim]``; None if "
-        "unquantized."""
+        """Give the shape of the scale of ``[num_experts, max_tokens, hidden_dim]``; None if unquantized."""
         shape = self.scale_shape(max_tokens, hidden_dim)
         return None if shape is None else (num_experts, *shape)
 
@@ -328,7 +324,7 @@ def int8_w8a8_moe_quant_config(
 
 @dataclass
 class FusedMoEParallelConfig:
-    """This rank's place: tensor, prefill-context, data and expert parallel sizes and ranks, and the all2all backend.
+    """Sizes and ranks of the parallel groups (tensor, prefill-context, data, expert), and the backend.
 
     With ``use_ep`` the tensor-parallel ranks are folded into the expert-parallel group: ``tp_size`` is then
     1 and ``ep_size`` counts every device.

@@ -71,7 +71,7 @@ class _BatchedExperts(mk.FusedMoEExpertsModular):
         expert_tokens_meta: mk.ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
     ) -> None:
-        """Write each expert's rows into ``output`` ``[num_local_experts, rows, hidden]``, neither weighted nor reduced.
+        """Write experts' rows, neither weighted nor reduced, to ``[num_local_experts, rows, hidden]``.
 
         Padding rows of ``output`` are left as they are. Raises ValueError without the counts of tokens, or
         for quantized experts without scales.

@@ -52,8 +52,7 @@ PrepareResultType = tuple[
     torch.Tensor | None,
     torch.Tensor | None,
 ]
-"""Activations (quantized, dispatched), their scales, counts for each local expert, dispatched ids and "
-"weights."""
+"""Activations (quantized, dispatched), their scales, counts, dispatched ids and weights."""
 
 PrepareMonolithicResultType = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 """Activations (quantized, dispatched), their scales, dispatched router logits."""
@@ -65,8 +64,7 @@ class FusedMoEPrepareAndFinalize(ABC):
     """What both kinds of prepare/finalize say about themselves."""
 
     def post_init_setup(self, fused_experts: FusedMoEExperts) -> None:
-        """Take whatever settings depend on the experts; called once by the driver, does nothing by "
-        "default."""
+        """Take settings that depend on the experts; called once by the driver, does nothing by default."""
         return
 
     @property
@@ -77,22 +75,22 @@ class FusedMoEPrepareAndFinalize(ABC):
 
     @abstractmethod
     def topk_indices_dtype(self) -> torch.dtype | None:
-        """The dtype that topk ids must have; None when any integer dtype will do."""
+        """Give the dtype that topk ids must have; None when any integer dtype will do."""
         raise NotImplementedError
 
     @abstractmethod
     def max_num_tokens_per_rank(self) -> int | None:
-        """The most tokens a rank may pass to one ``prepare``; None when there is no limit."""
+        """Give the most tokens a rank may pass to one ``prepare``; None when there is no limit."""
         raise NotImplementedError
 
     @abstractmethod
     def num_dispatchers(self) -> int:
-        """The number of ranks that tokens may come from."""
+        """Give the number of ranks that tokens may come from."""
         raise NotImplementedError
 
     @abstractmethod
     def output_is_reduced(self) -> bool:
-        """True when each rank's output is complete after ``finalize``, False when their sum over ranks is."""
+        """Give True when each rank's output is complete after ``finalize``, False when their sum is."""
         raise NotImplementedError
 
     def supports_async(self) -> bool:
@@ -178,8 +176,7 @@ class FusedMoEPrepareAndFinalizeModular(FusedMoEPrepareAndFinalize):
         apply_router_weight_on_input: bool,
         weight_and_reduce_impl: TopKWeightAndReduce,
     ) -> tuple[Callable[[], None], Callable[[], None]] | Callable[[], None]:
-        """Start ``finalize`` and return a receiver, or ``(hook, receiver)``; ``output`` is valid after "
-        "the receiver."""
+        """Start ``finalize``; return a receiver, or ``(hook, receiver)``, after which ``output`` is valid."""
         raise NotImplementedError
 
 
@@ -194,8 +191,7 @@ class FusedMoEPrepareAndFinalizeMonolithic(FusedMoEPrepareAndFinalize):
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> PrepareMonolithicResultType:
-        """Quantize and dispatch ``a1`` ``[tokens, hidden]`` with its ``router_logits`` ``[tokens, "
-        "num_experts]``."""
+        """Quantize and dispatch ``a1`` ``[tokens, hidden]``, ``router_logits`` ``[tokens, num_experts]``."""
         raise NotImplementedError
 
     @abstractmethod
@@ -301,8 +297,7 @@ class FusedMoEKernelModularImpl:
         return fused_out
 
     def steps(self, call: _Call) -> Generator[None, None, torch.Tensor]:
-        """Run ``call``, yielding wherever its tokens are on their way and another micro-batch could "
-        "compute."""
+        """Run ``call``, yielding where its tokens are on their way and another micro-batch could compute."""
         pf = self.prepare_finalize
         quant_config = self.fused_experts.quant_config
         deferred = self.fused_experts.expects_unquantized_inputs
@@ -414,7 +409,7 @@ class FusedMoEKernel:
                 )
             self.impl = FusedMoEKernelMonolithicImpl(prepare_finalize, fused_experts)
         else:
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 -- as vLLM has it: each is of a right type, the pair is not
                 f"FusedMoEKernel: {type(prepare_finalize).__name__} and {type(fused_experts).__name__} do "
                 "not go together. Give it two modular ones (topk ids and weights) or two monolithic ones "
                 "(router logits)."
@@ -440,8 +435,7 @@ class FusedMoEKernel:
 
     @property
     def is_monolithic(self) -> bool:
-        """Whether the kernel is given router logits (``apply_monolithic``) rather than topk ids "
-        "(``apply``)."""
+        """Whether the kernel is given router logits (``apply_monolithic``), not topk ids (``apply``)."""
         return isinstance(self.impl, FusedMoEKernelMonolithicImpl)
 
     @property
@@ -454,7 +448,7 @@ class FusedMoEKernel:
         return self.fused_experts.supports_expert_map()
 
     def output_is_reduced(self) -> bool:
-        """True when each rank's output is complete, False when their sum over ranks is."""
+        """Give True when each rank's output is complete, False when their sum over ranks is."""
         return self.prepare_finalize.output_is_reduced()
 
     def _modular(self) -> FusedMoEKernelModularImpl:

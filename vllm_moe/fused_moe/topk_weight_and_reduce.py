@@ -35,8 +35,7 @@ class TopKWeightAndReduceDelegate(mk.TopKWeightAndReduce):
         topk_ids: torch.Tensor,
         apply_router_weight_on_input: bool,
     ) -> torch.Tensor:
-        """Raise RuntimeError: the prepare/finalize has to put an implementation of its own in this one's "
-        "place."""
+        """Raise RuntimeError: the prepare/finalize has to put an implementation in this one's place."""
         raise RuntimeError(
             "TopKWeightAndReduceDelegate leaves the choice to the prepare/finalize: replace it by the "
             "implementation that fits the activation format before calling apply."
@@ -110,7 +109,7 @@ class TopKWeightAndReduceContiguous(mk.TopKWeightAndReduce):
 
 
 class TopKWeightAndReduceNaiveBatched(mk.TopKWeightAndReduce):
-    """For experts that wrote the batched layout, ``[num_local_experts, rows, hidden]``, of this rank's own tokens.
+    """For experts that wrote the batched layout, ``[num_local_experts, rows, hidden]``.
 
     ``rank`` says which experts those are: ``rank * num_local_experts`` onwards, unless a table says
     otherwise (``global_to_physical`` and ``expert_map``, as

@@ -20,7 +20,7 @@ def dbo_enabled() -> bool:
 
 
 def dbo_current_ubatch_id() -> int:
-    """Number of the running micro-batch, from 0; 0 when there is only one."""
+    """Give the number of the running micro-batch, from 0; 0 when there is only one."""
     return _CURRENT.get() or 0
 
 

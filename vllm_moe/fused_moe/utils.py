@@ -21,7 +21,7 @@ __all__ = [
 
 
 def resize_cache(x: torch.Tensor, v: tuple[int, ...]) -> torch.Tensor:
-    """The first ``prod(v)`` elements of ``x`` as a view of shape ``v``.
+    """Give the first ``prod(v)`` elements of ``x`` as a view of shape ``v``.
 
     Raises ValueError when ``x`` has fewer.
     """
@@ -92,7 +92,7 @@ def validate_topk(where: str, a1: torch.Tensor, topk_weights: torch.Tensor, topk
 
 
 def weigh_input(where: str, a1: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """``a1`` ``[tokens, hidden]`` times its router weights ``[tokens, 1]``, in a new tensor of ``a1``'s dtype.
+    """Give ``a1`` ``[tokens, hidden]`` times its weights ``[tokens, 1]``, as a new tensor of its dtype.
 
     Raises ValueError when a token has more than one weight: its rows would differ by expert, and there is
     only one.

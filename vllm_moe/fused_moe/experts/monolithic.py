@@ -49,7 +49,7 @@ class RoutingExperts(mk.FusedMoEExpertsMonolithic):
         a1q_scale: torch.Tensor | None,
         apply_router_weight_on_input: bool,
     ) -> torch.Tensor:
-        """Choose ``experts_per_token`` experts for each row and give their weighted sum, ``[tokens, hidden]``.
+        """Choose ``experts_per_token`` experts for each row; give their weighted sum, ``[tokens, hidden]``.
 
         The result has the layer's ``in_dtype``. Raises ValueError when weights are wanted on the input,
         which is quantized already.

@@ -34,8 +34,7 @@ class XPUExperts(StandardExperts):
 
 
 class XPUExpertsFp8(XPUExperts):
-    """fp8 weights with one scale an expert; activations unquantized, or fp8 with a scale from their "
-    "values."""
+    """Fp8 weights with a scale an expert; activations unquantized, or fp8 with a computed scale."""
 
     @staticmethod
     def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:

@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, no-untyped-call, no-any-return"
 # ruff: noqa: ANN001, ANN202 -- Triton reads annotations and branches at compile time
+
 """Triton kernels of the experts: products of rows sorted by expert, and the activation between them.
 
 Which expert a program works for is read from the counts on the device, so the launch does not depend on them:
@@ -158,8 +159,7 @@ def activation_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Activate one row, round it to ``DTYPE``, and quantize that; or, measuring, enter its amax in the "
-    "maximum."""
+    """Activate one row, round it to ``DTYPE``, and quantize that, or (measuring) enter it in the maximum."""
     row = tl.program_id(0)
     number = 0
     if BATCHED:

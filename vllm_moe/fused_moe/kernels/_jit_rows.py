@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, no-untyped-call, no-any-return"
 # ruff: noqa: ANN001, ANN202, SIM102 -- Triton reads annotations and branches at compile time
+
 """Triton kernels that route, quantize, scatter and gather rows; ``_triton_rows`` launches them.
 
 Row offsets are 64-bit. Positions come from counting earlier tokens, never from atomics, so that they are the
@@ -526,8 +527,7 @@ def gather_kernel(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """One program a token and part of its row: add up its rows, weighted, in float32 and in the slots' "
-    "order."""
+    """One program a token and part of its row: add up its weighted rows in float32, slot by slot."""
     program = tl.program_id(0)
     token = program // PARTS
     column = (program % PARTS) * BLOCK + tl.arange(0, BLOCK)

@@ -1,9 +1,9 @@
 """Launching Triton kernels with little work on the host.
 
-``kernel[grid](...)`` binds and classifies every argument anew in each call, which takes longer than a decode-size
-kernel runs. A :class:`Launch` holds what stays the same from call to call: the grid, the integers, the
-compile-time constants and, after the first call, the compiled kernel. What is left to do is to look at the
-tensors' addresses.
+``kernel[grid](...)`` binds and classifies every argument anew in each call, which takes longer than a
+decode-size kernel runs. A :class:`Launch` holds what stays the same from call to call: the grid, the
+integers, the compile-time constants and, after the first call, the compiled kernel. What is left to do is to
+look at the tensors' addresses.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from triton.runtime.jit import JITFunction
 
 __all__ = ["OVERLAPS", "Launch"]
 
-# An id out of range has to be refused without waiting for the device, so kernels trap. The overflow checks that
-# come with the debug option are not wanted.
+# An id out of range has to be refused without waiting for the device, so kernels trap. The overflow checks
+# that come with the debug option are not wanted.
 _OPTIONS = {"debug": True, "sanitize_overflow": False}
 
 # Releases whose compiled kernels are known to be started with (grid, stream, function, metadata, three hooks,
@@ -26,7 +26,7 @@ _STARTED_DIRECTLY = (3, 3) <= _VERSION <= (3, 6)
 
 
 def _overlaps() -> bool:
-    """Whether a kernel may start while the one before it still runs (programmatic dependent launch, Hopper)."""
+    """Whether a kernel may start while the one before it runs (programmatic dependent launch, Hopper)."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability() >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")

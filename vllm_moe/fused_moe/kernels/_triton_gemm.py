@@ -89,8 +89,8 @@ def _plan_gemm(
     if block_shape is not None:
         if group_k & (group_k - 1) or group_k < 16:
             raise ValueError(
-                f"Blocks of {group_k} elements: the CUDA kernel takes powers of two from 16 up. Use 128, or run on "
-                "the CPU."
+                f"Blocks of {group_k} elements: the CUDA kernel takes powers of two from 16 up. Use 128, "
+                "or run on the CPU."
             )
         # One scale a step, so a step must not straddle two blocks.
         block_k = min(block_k, group_k)
@@ -126,7 +126,7 @@ def _multiply(
     counts: torch.Tensor,
     block_shape: list[int] | None,
 ) -> None:
-    """``result = rows @ weights[expert].T`` for the real rows, scaled."""
+    """Write ``rows @ weights[expert].T`` of the real rows, scaled, into ``result``."""
     if weights.stride(2) != 1:
         weights = weights.contiguous()
     a_kind = A_UNSCALED.value

@@ -1,10 +1,11 @@
+# ruff: noqa: ARG001 -- arguments of plans tell them apart, also where they are not used otherwise
 """Launches of the Triton kernels on rows; the functions have the signatures of their torch twins.
 
 A token's row at an expert is the number of earlier tokens that name the expert. Up to ``MOST_COUNTED_IDS``
 (decode) every program counts for itself in the ids of all earlier tokens, which are in the cache anyway: one
-launch in all. Above, a first launch tallies each chunk of tokens for each expert, and a program then counts within
-its chunk only and adds the tallies before it: two launches, the second of which starts while the first still runs
-and reads its rows meanwhile.
+launch in all. Above, a first launch tallies each chunk of tokens for each expert, and a program then counts
+within its chunk only and adds the tallies before it: two launches, the second of which starts while the
+first still runs and reads its rows meanwhile.
 
 Launches are planned once for each combination of sizes, dtypes and placement, and kept.
 """
@@ -114,8 +115,8 @@ def _plan_counting(
 ) -> _Counting:
     if placement.experts * rows >= 2**31:
         raise ValueError(
-            f"{placement.experts} experts with {rows} rows each are {placement.experts * rows} rows, expected "
-            "fewer than 2^31. Pass fewer tokens at a time."
+            f"{placement.experts} experts with {rows} rows each are {placement.experts * rows} rows, "
+            "expected fewer than 2^31. Pass fewer tokens at a time."
         )
     if tokens * topk <= most:
         chunk = max(_power_of_two(tokens), 16)
@@ -231,8 +232,8 @@ def _scheme_key(scheme: QuantScheme, hidden: int) -> _Scheme:
         return _UNQUANTIZED
     if scheme.kind is QuantKind.BLOCK and scheme.group & (scheme.group - 1):
         raise ValueError(
-            f"Quantization in blocks of {scheme.group} elements: the CUDA kernel takes powers of two only. Use "
-            "128, or quantize on the CPU."
+            f"Quantization in blocks of {scheme.group} elements: the CUDA kernel takes powers of two "
+            "only. Use 128, or quantize on the CPU."
         )
     return _Scheme(scheme.kind, scheme.dtype, scheme.group, scheme.limit, scheme.scales_per_row(hidden))
 
@@ -394,8 +395,8 @@ def batched_prepare(
         plan.counting.tally(topk_ids, to_physical, expert_map, tally)
     if plan.dynamic is None:
         plan.scatter(
-            a1, weight, topk_ids, to_physical, expert_map, tally, None, counts, scheme.static_scale, None, None,
-            out, scale, None,
+            a1, weight, topk_ids, to_physical, expert_map, tally, None, counts,
+            scheme.static_scale, None, None, out, scale, None,
         )  # fmt: skip
         return out, scale, counts
     place, find_amax = plan.dynamic
@@ -598,7 +599,7 @@ def _plan_finalize(
     most: int,
     step: int,
 ) -> tuple[_Counting, Launch]:
-    """Check the shapes and plan every launch; ``dtypes`` are those of rows, output, ids and weights if any."""
+    """Check the shapes and plan every launch; ``dtypes`` are those of rows, output, ids and any weights."""
     check_finalize(output_shape, fused_shape, weights_shape, ids_shape, placement.experts)
     tokens, topk = ids_shape
     rows = fused_shape[1]

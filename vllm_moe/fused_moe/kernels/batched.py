@@ -19,30 +19,28 @@ def check_prepare(a1: torch.Size, topk_weights: torch.Size | None, topk_ids: tor
     """Raise ValueError when the shapes of :func:`batched_prepare`'s arguments do not fit together."""
     if len(a1) != 2 or len(topk_ids) != 2 or a1[0] != topk_ids[0]:
         raise ValueError(
-            f"batched_prepare: a1 is {tuple(a1)} and topk_ids {tuple(topk_ids)}, expected [tokens, hidden] and "
-            "[tokens, topk]."
+            f"batched_prepare: a1 is {tuple(a1)} and topk_ids {tuple(topk_ids)}, expected [tokens, "
+            "hidden] and [tokens, topk]."
         )
     if a1[0] > rows:
         raise ValueError(
-            f"batched_prepare: {a1[0]} tokens, but the layout has {rows} rows for each expert, and one expert may "
-            "get a row of every token. Pass fewer tokens, or build the layout for more."
+            f"batched_prepare: {a1[0]} tokens, but the layout has {rows} rows for each expert, and one "
+            "expert may get a row of every token. Pass fewer tokens, or build the layout for more."
         )
     if topk_weights is not None and (topk_ids[1] != 1 or topk_weights != topk_ids):
         raise ValueError(
-            f"batched_prepare: router weights {tuple(topk_weights)} for topk_ids {tuple(topk_ids)}: weights can be "
-            "applied to the input only with topk 1, expected [tokens, 1] for both."
+            f"batched_prepare: router weights {tuple(topk_weights)} for topk_ids {tuple(topk_ids)}: "
+            "weights can be applied to the input only with topk 1, expected [tokens, 1] for both."
         )
 
 
 def weighted_rows_torch(a1: torch.Tensor, topk_weights: torch.Tensor | None) -> torch.Tensor:
-    """``a1`` times its router weights ``[tokens, 1]``, rounded once, in a new tensor; ``a1`` itself "
-    "without weights."""
+    """Give ``a1`` times its weights ``[tokens, 1]``, rounded once, in a new tensor; or else ``a1``."""
     return a1 if topk_weights is None else (a1.float() * topk_weights.float()).to(a1.dtype)
 
 
 def _as_words(rows: torch.Tensor) -> torch.Tensor:
-    """Contiguous ``[n, width]`` as 8-byte words where the width allows, else as bytes: copies need no "
-    "dtype."""
+    """Give contiguous ``[n, width]`` as 8-byte words, or as bytes: a copy needs no dtype."""
     row_bytes = rows.size(1) * rows.element_size()
     word = torch.int64 if row_bytes % 8 == 0 else torch.uint8
     return rows.view(-1).view(word).view(rows.size(0), row_bytes // word.itemsize)

@@ -7,10 +7,9 @@ how many rows each expert has in both.
 
 import torch
 
-from vllm_moe.fused_moe.kernels._device import triton_gemm
-
 from vllm_moe.fused_moe.activation import MoEActivation, apply_moe_activation
 from vllm_moe.fused_moe.config import FusedMoEQuantConfig, GroupShape, QuantKey
+from vllm_moe.fused_moe.kernels._device import triton_gemm
 from vllm_moe.fused_moe.kernels.quantize import (
     QuantKind,
     QuantScheme,
@@ -106,8 +105,8 @@ def grouped_mlp_torch(
     w2: torch.Tensor,
     activation: MoEActivation,
     quant_config: FusedMoEQuantConfig,
-    workspace13: torch.Tensor,
-    workspace2: torch.Tensor,
+    workspace13: torch.Tensor,  # noqa: ARG001 -- the CUDA kernels use it
+    workspace2: torch.Tensor,  # noqa: ARG001 -- the CUDA kernels use it
 ) -> None:
     """Write ``w2 @ activation(w1 @ row)`` of each real row into the same place of ``output``.
 
@@ -169,8 +168,5 @@ def grouped_mlp(
     workspace2: torch.Tensor,
 ) -> None:
     """:func:`grouped_mlp_torch` as Triton products on CUDA, torch elsewhere."""
-    if rows.is_cuda:
-        run = triton_gemm().grouped_mlp
-    else:
-        run = grouped_mlp_torch
+    run = triton_gemm().grouped_mlp if rows.is_cuda else grouped_mlp_torch
     run(output, rows, row_scale, counts, w1, w2, activation, quant_config, workspace13, workspace2)

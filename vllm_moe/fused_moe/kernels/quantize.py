@@ -52,8 +52,7 @@ class QuantScheme(NamedTuple):
         return _LIMITS[self.dtype] if self.dtype is not None else 0.0
 
     def scales_per_row(self, hidden: int) -> int:
-        """How many scales a row of ``hidden`` elements has of its own; 0 when it shares one with other "
-        "rows."""
+        """Give how many scales a row of ``hidden`` elements has of its own; 0 when rows share one."""
         if self.kind is QuantKind.BLOCK:
             return -(-hidden // self.group)
         return 1 if self.kind is QuantKind.TOKEN else 0
@@ -63,7 +62,7 @@ UNQUANTIZED = QuantScheme(QuantKind.NONE, None, 0, None)
 
 
 def quantize_scheme(quant_config: FusedMoEQuantConfig) -> QuantScheme:
-    """The scheme that ``quant_config`` asks for the layer's input."""
+    """Give the scheme that ``quant_config`` asks for the layer's input."""
     dtype = quant_config.quant_dtype
     if dtype is None:
         return UNQUANTIZED
@@ -77,7 +76,7 @@ def quantize_scheme(quant_config: FusedMoEQuantConfig) -> QuantScheme:
 
 
 def scale_from_amax(amax: torch.Tensor, limit: float) -> torch.Tensor:
-    """The scale under which magnitudes up to ``amax`` fit ``limit``."""
+    """Give the scale under which magnitudes up to ``amax`` fit ``limit``."""
     return amax.float().clamp(min=SMALLEST_AMAX) / limit
 
 
@@ -131,8 +130,7 @@ def quantize_rows_torch(
 def quantize_rows(
     a: torch.Tensor, scheme: QuantScheme, row_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`quantize_rows_torch` in one launch on CUDA (two for a computed per-tensor scale), torch "
-    "elsewhere."""
+    """:func:`quantize_rows_torch` in one launch on CUDA (more for a computed per-tensor scale)."""
     if a.is_cuda and scheme.kind is not QuantKind.NONE:
         result: tuple[torch.Tensor, torch.Tensor | None] = triton_rows().quantize_rows(a, scheme, row_mask)
         return result
@@ -140,7 +138,7 @@ def quantize_rows(
 
 
 def dequantize(quantized: torch.Tensor, scale: torch.Tensor | None, group: int = 0) -> torch.Tensor:
-    """float32 values of ``quantized`` ``[..., rows, hidden]``; as they are, but float32, when ``scale`` is None.
+    """Give the float32 values of ``quantized`` ``[..., rows, hidden]``, unscaled when ``scale`` is None.
 
     ``scale`` is ``[..., rows or 1, 1]``, or ``[..., rows, blocks]`` for blocks of ``group`` elements of a
     row.

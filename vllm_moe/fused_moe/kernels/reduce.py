@@ -19,8 +19,7 @@ _CACHED_ELEMENTS = 2**19
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether some byte may belong to both tensors: their storages are one and their extents in it "
-    "overlap."""
+    """Whether some byte may belong to both tensors: one storage, and overlapping extents in it."""
     if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
         return False
     spans = []
@@ -85,13 +84,13 @@ def _check_combined(
 ) -> None:
     if tuple(output) != (topk_ids[0], hidden):
         raise ValueError(
-            f"{name}: output is {tuple(output)}, expected {(topk_ids[0], hidden)}: a row for each row of topk_ids, as "
-            "wide as the experts' output."
+            f"{name}: output is {tuple(output)}, expected {(topk_ids[0], hidden)}: a row for each row of "
+            "topk_ids, as wide as the experts' output."
         )
     if topk_weights is not None and topk_weights != topk_ids:
         raise ValueError(
-            f"{name}: topk_weights is {tuple(topk_weights)} and topk_ids {tuple(topk_ids)}, expected equal shapes "
-            "[tokens, topk]."
+            f"{name}: topk_weights is {tuple(topk_weights)} and topk_ids {tuple(topk_ids)}, expected "
+            "equal shapes [tokens, topk]."
         )
 
 
@@ -105,13 +104,15 @@ def check_finalize(
     """Raise ValueError when the shapes of :func:`batched_finalize`'s arguments do not fit together."""
     if len(fused_expert_output) != 3 or fused_expert_output[0] != experts:
         raise ValueError(
-            f"batched_finalize: fused_expert_output is {tuple(fused_expert_output)}, expected [{experts}, rows, "
-            "hidden]: one slice for each local expert."
+            f"batched_finalize: fused_expert_output is {tuple(fused_expert_output)}, expected [{experts}, "
+            "rows, hidden]: one slice for each local expert."
         )
     if topk_ids[0] > fused_expert_output[1]:
         raise ValueError(
-            f"batched_finalize: {topk_ids[0]} tokens, but fused_expert_output has {fused_expert_output[1]} rows for "
-            "each expert, so it does not come from a prepare of these tokens. Pass the topk_ids that prepare had."
+            f"batched_finalize: {topk_ids[0]} tokens, but fused_expert_output has "
+            f"{fused_expert_output[1]} rows for "
+            "each expert, so it does not come from a prepare of these tokens. Pass the topk_ids that "
+            "prepare had."
         )
     _check_combined("batched_finalize", output, topk_weights, topk_ids, fused_expert_output[2])
 
@@ -123,7 +124,7 @@ def batched_finalize_torch(
     topk_ids: torch.Tensor,
     placement: ExpertPlacement,
 ) -> None:
-    """Gather each token's rows from the batched layout, weight them and add them up, in float32, into ``output``.
+    """Gather each token's rows from the batched layout, weight and add them up, in float32, to ``output``.
 
     - ``output``: ``[tokens, hidden]``, any strides; every element is written (zero where no slot is local).
       It may overlap ``fused_expert_output``.

@@ -30,8 +30,7 @@ class ExpertPlacement(NamedTuple):
     num_local_experts: int
     first_expert: int = 0
     global_to_physical: torch.Tensor | None = None
-    """Integer ``[num_experts]``: physical expert of each global id. Several ids may name one physical "
-    "expert."""
+    """Integer ``[num_experts]``: physical expert of each global id; several ids may name one."""
     expert_map: torch.Tensor | None = None
     """Integer: local expert of each physical one, -1 where another rank has it."""
     num_experts: int | None = None
@@ -134,8 +133,7 @@ def count_expert_num_tokens_torch(
 def count_expert_num_tokens(
     topk_ids: torch.Tensor, num_local_experts: int, expert_map: torch.Tensor | None
 ) -> torch.Tensor:
-    """:func:`count_expert_num_tokens_torch` in one launch on CUDA, torch elsewhere (vLLM: "
-    "``fused_moe/utils.py``)."""
+    """:func:`count_expert_num_tokens_torch` in Triton on CUDA (vLLM: ``fused_moe/utils.py``)."""
     if topk_ids.is_cuda:
         counts: torch.Tensor = triton_rows().count_expert_num_tokens(topk_ids, num_local_experts, expert_map)
         return counts

@@ -17,7 +17,7 @@ __all__ = ["BatchedPrepareAndFinalize"]
 
 
 class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
-    """Sorts tokens into ``[num_local_experts, max_num_tokens * num_dispatchers, hidden]`` without any communication.
+    """Sorts tokens into ``[num_local_experts, max_num_tokens * num_dispatchers, hidden]`` on each rank.
 
     Every rank passes the same tokens and works on its own experts; the sum of the outputs over ranks is the
     layer's. A token that names an expert twice has one row there, so an expert never gets more rows than
@@ -135,7 +135,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> mk.PrepareResultType:
-        """Quantize tokens and copy each to its local experts' rows, in token order; ids and weights stay as they are.
+        """Quantize tokens and copy each to its local experts' rows, in token order.
 
         Returns activations ``[num_local_experts, max_num_tokens * num_dispatchers, hidden]``, scales of
         :meth:`FusedMoEQuantConfig.batched_scale_shape` (None when unquantized or deferred), and counts; rows
@@ -170,8 +170,7 @@ class BatchedPrepareAndFinalize(mk.FusedMoEPrepareAndFinalizeModular):
         apply_router_weight_on_input: bool,
         weight_and_reduce_impl: mk.TopKWeightAndReduce,
     ) -> None:
-        """Weight and add up each token's rows into ``output`` ``[tokens, hidden]``; zero where none is "
-        "local."""
+        """Weight and add up each token's rows in ``output`` ``[tokens, hidden]``; zero without any."""
         if isinstance(weight_and_reduce_impl, TopKWeightAndReduceDelegate):
             weight_and_reduce_impl = TopKWeightAndReduceNaiveBatched(
                 self.rank, self.global_to_physical, self._expert_map

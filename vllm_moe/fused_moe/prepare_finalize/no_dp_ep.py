@@ -19,8 +19,7 @@ __all__ = [
 
 
 class MoEPrepareAndFinalizeNoDPEPModular(mk.FusedMoEPrepareAndFinalizeModular):
-    """Quantizes in place of a dispatch, and weights and reduces in place of a combine; the standard "
-    "format."""
+    """Quantizes, dispatches nothing, then weights and reduces, in the standard format."""
 
     @property
     def activation_format(self) -> mk.FusedMoEActivationFormat:
@@ -54,7 +53,7 @@ class MoEPrepareAndFinalizeNoDPEPModular(mk.FusedMoEPrepareAndFinalizeModular):
         quant_config: FusedMoEQuantConfig,
         defer_input_quant: bool = False,
     ) -> mk.PrepareResultType:
-        """Quantize ``a1`` ``[tokens, hidden]``; unquantized or deferred, it is given back as it is, not copied.
+        """Quantize ``a1`` ``[tokens, hidden]``; unquantized or deferred, the very tensor is given back.
 
         The scales are those of :meth:`FusedMoEQuantConfig.scale_shape`. Rows whose ids are all negative do
         not enter a computed per-tensor scale. Raises ValueError for weights on the input with topk over 1.
@@ -127,8 +126,7 @@ class MoEPrepareAndFinalizeNoDPEPMonolithic(mk.FusedMoEPrepareAndFinalizeMonolit
         return a1q, a1q_scale, router_logits
 
     def finalize(self, fused_expert_output: torch.Tensor) -> torch.Tensor:
-        """Give ``fused_expert_output`` ``[tokens, hidden]`` itself: the experts have weighted and "
-        "reduced it."""
+        """Give ``fused_expert_output`` ``[tokens, hidden]`` itself: it is weighted and reduced."""
         return fused_expert_output
 
 
