@@ -499,7 +499,8 @@ def test_quantized_experts_refuse_rows_without_scales() -> None:
     empty = torch.empty(0)
     with pytest.raises(ValueError) as caught:
         experts.apply(
-            torch.empty(EXPERTS, 4, HIDDEN), batch, layer.w1, layer.w2, weights, ids, MoEActivation.SILU, EXPERTS,
+            torch.empty(EXPERTS, 4, HIDDEN), batch, layer.w1,
+            layer.w2, weights, ids, MoEActivation.SILU, EXPERTS,
             None, scale, None, empty, empty, meta, False,
         )  # fmt: skip
     assert str(caught.value) == (
