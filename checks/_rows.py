@@ -56,7 +56,9 @@ class Vendor:
     path: str
     """Where the backend keeps the vendor's object, such as ``buffer`` or ``transport.op``."""
     signatures: str
-    """A key of :data:`checks.vendors.SIGNATURES`."""
+    """Whose signatures: ``deep_ep``, ``flashinfer_one_sided``, ``flashinfer_two_sided``, ``mori`` or ``nixl_ep``."""
+    modules: tuple[str, ...] = ()
+    """Names that the library is imported by; one is enough."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Rows of the backends that come with this project, and of the genuine vLLM's that run without a vendor's library."""
 
 import importlib
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -14,11 +15,31 @@ from checks._rows import Backend, Layer, Place, Vendor
 __all__ = ["rows"]
 
 
-def _group(place: Place) -> Any:
+class _VendorGroups(threading.local):
+    """The group of this rank whose vendor buffers are alive, and what they were made for."""
+
+    key: object = None
+    group: Any = None
+
+
+_VENDOR_GROUPS = _VendorGroups()
+
+
+def _group(place: Place, layer: Layer, name: str) -> Any:
+    """A group for a backend; with a vendor's library one is used again, since its memory is not made in no time."""
     transports = importlib.import_module("vllm_moe.transports")
-    return transports.EpGroup(
+    if place.transport == "vendor":
+        key = (name, layer.hidden, layer.topk, layer.num_experts, layer.max_num_tokens, layer.dtype)
+        if _VENDOR_GROUPS.key == key:
+            return _VENDOR_GROUPS.group
+        if _VENDOR_GROUPS.group is not None:
+            _VENDOR_GROUPS.group.close()
+    made = transports.EpGroup(
         device=place.device, timeout=timedelta(seconds=place.seconds), transport=place.transport
     )
+    if place.transport == "vendor":
+        _VENDOR_GROUPS.key, _VENDOR_GROUPS.group = key, made
+    return made
 
 
 def _config(place: Place, layer: Layer, name: str) -> Any:
@@ -51,7 +72,7 @@ def _config(place: Place, layer: Layer, name: str) -> Any:
 def _through_the_factory(name: str, monolithic: bool, place: Place, layer: Layer) -> Any:
     """A backend by name, as a layer gets it."""
     utils = importlib.import_module(f"{DEFAULT_PACKAGE}.all2all_utils")
-    moe, group = _config(place, layer, name), _group(place)
+    moe, group = _config(place, layer, name), _group(place, layer, name)
     if place.world_size == 1:
         return utils.make_all2all_prepare_finalize(
             name, moe, layer.quant_config, group, layer.tables, monolithic
@@ -99,13 +120,13 @@ def _dispatching(name: str, backend: str = "", **declared: Any) -> Backend:
     return Backend(name, partial(_through_the_factory, backend, monolithic), **declared)
 
 
-def _low_latency(name: str, vendor: str) -> Backend:
+def _low_latency(name: str, vendor: str, *modules: str) -> Backend:
     return _dispatching(
         name,
         hidden=2048,
         placements=("linear", "round_robin", "redundant"),
         defers=False,
-        vendor=Vendor("buffer", vendor),
+        vendor=Vendor("buffer", vendor, modules),
         because={"dtypes": "the kernels take bf16", "reductions": _KERNELS_REDUCE},
     )
 
@@ -168,36 +189,36 @@ def _vllm_moe() -> list[Backend]:
         _dispatching(
             "deepep_high_throughput",
             reductions=_REDUCTIONS,
-            vendor=Vendor("buffer", "deep_ep"),
+            vendor=Vendor("buffer", "deep_ep", ("deep_ep",)),
             because={"dtypes": "the kernels take bf16"},
         ),
-        _low_latency("deepep_low_latency", "deep_ep"),
+        _low_latency("deepep_low_latency", "deep_ep", "deep_ep"),
         _dispatching(
             "flashinfer_nvlink_one_sided",
             dtypes=("bfloat16", "float16"),
             reductions=_REDUCTIONS,
             micro_batch=None,
-            vendor=Vendor("transport.op", "flashinfer_one_sided"),
+            vendor=Vendor("transport.op", "flashinfer_one_sided", ("flashinfer",)),
             because={"micro_batch": _ONE_EXCHANGE, "dtypes": "the kernels combine bf16 and fp16"},
         ),
         _dispatching(
             "flashinfer_nvlink_two_sided",
             dtypes=_ALL_DTYPES,
             reductions=_REDUCTIONS,
-            vendor=Vendor("transport.moe", "flashinfer_two_sided"),
+            vendor=Vendor("transport.moe", "flashinfer_two_sided", ("flashinfer",)),
         ),
         _dispatching(
             "mori",
             dtypes=("bfloat16", "float32"),
             reductions=_REDUCTIONS,
             micro_batch=None,
-            vendor=Vendor("mori_op", "mori"),
+            vendor=Vendor("mori_op", "mori", ("mori",)),
             because={
                 "micro_batch": "results are views of the op's one buffer",
                 "dtypes": "the kernels take these",
             },
         ),
-        _low_latency("nixl_ep", "nixl_ep"),
+        _low_latency("nixl_ep", "nixl_ep", "nixl_ep", "nixl_ep_cu13", "nixl_ep_cu12"),
     ]
 
 

@@ -1,6 +1,7 @@
 """Runs checks on backends, and says of each pair what came of it."""
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -74,6 +75,13 @@ def why_not(row: Backend, check: Check, case: Case, world: World) -> str | None:
         return row.why(f"worlds of {', '.join(map(str, row.world_sizes))} ranks", "it takes no others")
     if world.device not in row.devices:
         return row.why(f"devices {', '.join(row.devices)}", f"it does not run on {world.device}")
+    if world.transport == "vendor":
+        if row.vendor is None or not row.vendor.modules:
+            return f"{row.name} has no vendor's library"
+        if not any(importlib.util.find_spec(name) for name in row.vendor.modules):
+            return f"no vendor's library for {row.name}: {' and '.join(row.vendor.modules)} cannot be found"
+    if check.instrumented and importlib.util.find_spec("typeguard") is None:
+        return "typeguard is not installed: pip install typeguard"
     if row.monolithic and not check.monolithic:
         return f"{row.name} is given router logits, no topk ids and weights"
     if row.monolithic and (

@@ -70,7 +70,8 @@ def spy_on(backend: Any, vendor: Vendor) -> Spy:
     owner = backend
     for part in path:
         owner = getattr(owner, part)
-    spy = Spy(getattr(owner, last), vendor.signatures)
+    target = getattr(owner, last)
+    spy = Spy(vars(target)["_target"] if isinstance(target, Spy) else target, vendor.signatures)
     # Also into dataclasses that are frozen: this one belongs to the backend alone.
     object.__setattr__(owner, last, spy)
     return spy

@@ -1,0 +1,184 @@
+"""The matrix of backends and checks: on the terminal while it runs, as JSON, and as a page.
+
+:func:`main` is what ``moe-contracts check`` calls. Ranks are processes there, so that a backend that hangs or kills its
+process is a cell of the matrix like any other.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checks._package import DEFAULT_PACKAGE
+from checks._registry import Check
+from checks._rows import Backend
+from checks.backends import rows
+from checks.engine import Outcome, all_checks, judge
+from checks.harness import Worlds
+
+__all__ = ["Matrix", "defects", "main", "make_worlds", "run", "select"]
+
+
+@dataclass
+class Matrix:
+    """Everything that a run found."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> list[Outcome]:
+        """What does not hold."""
+        return [outcome for outcome in self.outcomes if outcome.status == "broken"]
+
+    def cell(self, backend: str, check: str) -> list[Outcome]:
+        """What came of a check on a backend, by world size."""
+        return [one for one in self.outcomes if (one.backend, one.check) == (backend, check)]
+
+    def as_json(self) -> str:
+        """The whole run."""
+        return json.dumps(
+            {
+                "environment": self.environment,
+                "checks": {name: check.property for name, check in all_checks().items()},
+                "outcomes": [outcome.as_dict() for outcome in self.outcomes],
+            },
+            indent=2,
+        )
+
+
+def select(names: Sequence[str], fused_moe: str | None = None) -> list[Backend]:
+    """The rows of these backends, all if none is named. Raises ValueError for one that there is not."""
+    known = rows(fused_moe or DEFAULT_PACKAGE)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"There is no backend {unknown[0]!r}. There are: {', '.join(sorted(known))}.")
+    return [known[name] for name in names] if names else list(known.values())
+
+
+def make_worlds(
+    kind: str, device: str = "cpu", transport: str = "torch", fused_moe: str | None = None, **options: Any
+) -> dict[bool, Worlds]:
+    """Worlds for plain checks (under False) and for those that need instrumented processes (under True)."""
+    common = {"device": device, "transport": transport, **options}
+    package = f"{fused_moe or DEFAULT_PACKAGE}.prepare_finalize"
+    return {
+        False: Worlds(kind, **common),  # type: ignore[arg-type]  # one of two words
+        True: Worlds("processes", **common, instrumented=(package, "checks.honest")),
+    }
+
+
+def run(
+    backends: Sequence[Backend],
+    checks: Sequence[Check],
+    sizes: Sequence[int],
+    worlds: dict[bool, Worlds],
+    seed: int = 0,
+) -> Iterator[Outcome]:
+    """Judge each check on each backend in each world, one outcome after another; nothing that fails stops the rest."""
+    for size in sizes:
+        for row in backends:
+            for check in checks:
+                yield judge(worlds[check.instrumented].get(size), row, check, seed)
+
+
+def defects() -> str:
+    """The table "real defect -> check that catches it", as Markdown, from what the wrong backends say of themselves."""
+    lines = ["| seen in | what went wrong | caught by |", "|---|---|---|"]
+    for check in all_checks().values():
+        lines += [f"| {one.seen_in} | {one.defect} | `{check.name}` |" for one in check.wrong if one.seen_in]
+    return "\n".join(lines) + "\n"
+
+
+def _environment(arguments: dict[str, Any]) -> dict[str, str]:
+    device = torch.cuda.get_device_name() if arguments["device"] == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "on": device,
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        **{key: str(value) for key, value in arguments.items()},
+    }
+
+
+def main(
+    backends: Sequence[str] = (),
+    *,
+    device: str = "cpu",
+    world_sizes: Sequence[int] = (1, 2, 4),
+    transport: str = "torch",
+    worlds: str = "processes",
+    seed: int = 0,
+    fused_moe: str | None = None,
+    only: Sequence[str] = (),
+    json_path: str | None = None,
+    html_path: str | None = None,
+    seconds: float = 10.0,
+    deadline: float = 60.0,
+    extra_rows: Sequence[Backend] = (),
+) -> int:
+    """Run the matrix and show it; 0 when all holds, 1 when something is broken, 2 when it could not be run.
+
+    - ``backends``: names; none is all of ``fused_moe``'s. ``extra_rows`` are run besides.
+    - ``only``: names of checks; none is all.
+    - ``seconds``, ``deadline``: how long an exchange, and a case on all its ranks, may take.
+    """
+    from checks._terminal import Progress, complain  # noqa: PLC0415 -- rich is not needed to import this
+
+    try:
+        chosen = [] if extra_rows and not backends else select(backends, fused_moe)
+        chosen += list(extra_rows)
+        checks = _checks(only)
+        if not world_sizes or min(world_sizes) < 1:
+            raise ValueError(f"World sizes are {list(world_sizes)}, expected numbers of at least 1.")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("Device cuda was asked for, but torch sees no GPU. Leave --device out for the CPU.")
+    except (ValueError, ImportError) as error:
+        complain(str(error))
+        return 2
+    arguments = {"device": device, "transport": transport, "worlds": worlds, "seed": seed}
+    matrix = Matrix(environment=_environment(arguments))
+    made = make_worlds(worlds, device, transport, fused_moe, seconds=seconds, deadline=deadline)
+    try:
+        with Progress(len(chosen) * len(checks) * len(world_sizes)) as progress:
+            for outcome in run(chosen, checks, world_sizes, made, seed):
+                matrix.outcomes.append(outcome)
+                progress.show(outcome)
+    finally:
+        for one in made.values():
+            one.close()
+    progress.table(matrix, [row.name for row in chosen], checks)
+    for path, text in ((json_path, matrix.as_json), (html_path, _page(matrix, chosen, checks))):
+        if path is not None:
+            Path(path).write_text(text(), encoding="utf-8")
+    if not any(outcome.status == "kept" for outcome in matrix.outcomes) and not matrix.broken:
+        complain("Nothing could be shown: every check was skipped.")
+        return 2
+    return 1 if matrix.broken else 0
+
+
+def _checks(only: Sequence[str]) -> list[Check]:
+    known = all_checks()
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise ValueError(f"There is no check {unknown[0]!r}. There are: {', '.join(sorted(known))}.")
+    return [check for name, check in known.items() if not only or name in only]
+
+
+def _page(matrix: Matrix, chosen: Sequence[Backend], checks: Sequence[Check]) -> Callable[[], str]:
+    def page() -> str:
+        from checks._html import render  # noqa: PLC0415 -- only when it is asked for
+
+        return render(matrix, [row.name for row in chosen], checks)
+
+    return page
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
