@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
-_CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+(\w+|[^\s(:\[]+)", re.M)
+_CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)", re.M)
 # A header ends with a line whose colon no comment precedes; one that ends earlier only reads on too far.
 _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.M)
 # Starred bases and bases made by a call. The literal start keeps the search at memory speed.
@@ -94,11 +94,10 @@ class Text:
                 aliases.add(match[1])
         return aliases
 
-    def defines(self, pattern: re.Pattern[bytes]) -> bool:
+    def defines(self, pattern: re.Pattern[str]) -> bool:
         """Whether a class statement's name, or a string that may name a created class, matches."""
-        if any(pattern.fullmatch(name) for name, _ in self.headers):
-            return True
-        return any(pattern.fullmatch(match[1]) for match in _CREATED.finditer(self.source))
+        names = [name for name, _ in self.headers] + [match[1] for match in _CREATED.finditer(self.source)]
+        return any(pattern.fullmatch(name.decode("utf-8", "replace")) for name in names)
 
     def imported_from(self, name: bytes) -> set[str]:
         """The modules, as written, of the import statements that hold ``name``."""

@@ -71,6 +71,10 @@ class Hierarchy:
             settled |= record.attributes.keys()
         return False
 
+    def order(self, value: ClassValue) -> list[ClassValue | None]:
+        """The method resolution order; None stands for a class that is not known."""
+        return self._linearize(value, set())
+
     def _linearize(self, value: ClassValue, seen: set[ClassValue]) -> list[ClassValue | None]:
         """The method resolution order (C3); None stands for a class that is not known."""
         seen = seen | {value}

@@ -177,18 +177,15 @@ class Index:
         return read_exports(self, package, classes)
 
     def _defined_in(self, modules: Sequence[str], pattern: re.Pattern[str], graph: ImportGraph) -> Answer:
-        import re  # noqa: PLC0415  see above
-
         from contracts.source._resolve import ClassValue  # noqa: PLC0415  see above
 
         found: list[ClassDefinition] = []
         problems: list[Problem] = []
-        in_bytes = re.compile(pattern.pattern.encode())
         for module in modules:
             file = self.tree.files.get(module)
             if file is None:
                 continue  # a namespace package
-            if not self.survey.text(module).defines(in_bytes):
+            if not self.survey.text(module).defines(pattern):
                 if file.path in self.survey.errors:
                     problems.append(Problem.of(self.survey.errors[file.path]))
                 continue

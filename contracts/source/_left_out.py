@@ -14,5 +14,12 @@ def why_left_out(file: SourceFile, modules: Iterable[str]) -> str:
         return "the import graph leaves it out: its name is no Python identifier. Rename it"
     if file.module in modules:
         return "Python never imports it: a package of the same name lies beside it. Remove one of them"
-    folder = relative_path(file.path).replace("\\", "/").rpartition("/")[0]
-    return f"the import graph leaves it out: a folder above it has no __init__.py. Add {folder}/__init__.py"
+    folders = relative_path(file.path).replace("\\", "/").split("/")[:-1]
+    levels = (file.module if file.is_package else file.module.rpartition(".")[0]).split(".")
+    for depth in range(1, len(levels) + 1):
+        folder = "/".join(folders[: len(folders) - len(levels) + depth])
+        if not levels[depth - 1].isidentifier():
+            return f"the import graph leaves it out: the name of {folder} is no Python identifier. Rename it"
+        if ".".join(levels[:depth]) not in modules:
+            break
+    return f"the import graph leaves it out: {folder} has no __init__.py. Add {folder}/__init__.py"

@@ -64,7 +64,7 @@ class Search:
                 self._evaluate_dynamic(module)
         self._drain()
         self._look_at_left_out_files()
-        for error in [*self._index.errors.values(), *self._survey.errors.values()]:
+        for error in [*self._relevant_errors(), *self._survey.errors.values()]:
             self._problem(error)
         return Answer(
             tuple(sorted(self._found.values())),
@@ -112,6 +112,20 @@ class Search:
                     seen.add(above)
             self._importers[module] = {name for name in seen if name in self._files}
         return self._importers[module]
+
+    def _relevant_errors(self) -> Iterable[SourceError]:
+        """The files that could not be read, without those that no subclass can have to do with."""
+        errors = self._index.errors
+        if not errors:
+            return []
+        related = {module for module, _ in self._carried} | self._survey.roaming
+        for module in [*related]:
+            if module in self._in_graph:
+                related |= self._graph.find_upstream_modules(module)
+        for target in self._targets:
+            if target.module in self._in_graph:
+                related |= self._graph.find_downstream_modules(target.module)
+        return [error for module, error in errors.items() if module in related]
 
     def _problem(self, error: SourceError) -> None:
         self._problems.add(Problem.of(error))

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ _OPAQUE: Ref = ["o"]
 _ABSTRACT_DECORATORS = frozenset(
     {"abstractmethod", "abstractproperty", "abstractclassmethod", "abstractstaticmethod"}
 )
+_CLASS_NAME = re.compile(r"class\s+(\w+)")
 _LARGEST_REF = 200
 _LARGEST_DISPLAY = 20_000
 # Where a function body may create a class or rebind a global; the rest need not be looked into.
@@ -147,9 +149,13 @@ def parse(file: SourceFile) -> ast.Module:
         # About a null byte Python says no line, and which error it raises depends on its version.
         null = file.content[: max(file.content.find(b"\0"), 0)].count(b"\n") + 1
         line, reason = (error.lineno or null, error.msg) if isinstance(error, SyntaxError) else (null, error)
-        raise SourceError(file.path, line, f"cannot be parsed: {reason}") from error
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        advice = "Correct it, or run lint-imports with the Python that it is written for"
+        raise SourceError(
+            file.path, line, f"cannot be parsed by Python {version}: {reason}. {advice}"
+        ) from error
     except (RecursionError, MemoryError) as error:
-        reason = "cannot be parsed: an expression is nested too deeply for Python's parser"
+        reason = "cannot be parsed: an expression is nested too deeply for Python's parser. Split it"
         raise SourceError(file.path, 1, reason) from error
 
 
@@ -298,8 +304,8 @@ class _Interpreter:
     def name_column(self, node: ast.ClassDef) -> int:
         line = self.lines[node.lineno - 1]
         prefix = len(line.encode()[: node.col_offset].decode(errors="replace"))
-        found = re.compile(rf"class\s+{re.escape(node.name)}").match(line, prefix)
-        return (found.end() - len(node.name) if found else prefix) + 1
+        found = _CLASS_NAME.match(line, prefix)  # as it is written, which may differ from node.name in form
+        return (found.start(1) if found else prefix) + 1
 
     def function_def(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: _Scope) -> None:
         self.set(node.name, ["d", self.new_function(node.name, node, scope)], scope)

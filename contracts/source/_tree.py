@@ -21,6 +21,7 @@ from contracts.source._errors import RootNotFoundError, SourceError
 # A file that changed this recently may change again without its time stamps moving (coarse file systems
 # keep time in steps of up to two seconds), so a tree that holds one is never remembered as unchanged.
 SETTLED_AFTER_NS = 2_000_000_000
+_ENCODING = "Save it as UTF-8, or name its encoding in a coding comment"
 
 
 class Found(NamedTuple):
@@ -66,7 +67,7 @@ class SourceFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise SourceError(self.path, 1, f"cannot be read: {error.strerror}") from error
+            raise SourceError(self.path, 1, f"cannot be read: {error.strerror}. Make it readable") from error
         return b"".join(chunks)
 
     @cached_property
@@ -103,10 +104,10 @@ class SourceFile:
             text = content.decode(encoding)
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            reason = f"byte 0x{content[error.start]:02x} is not {error.encoding}"
-            raise SourceError(self.path, line, f"cannot be decoded: {reason}") from error
+            reason = f"cannot be decoded: byte 0x{content[error.start]:02x} is not {error.encoding}. {_ENCODING}"
+            raise SourceError(self.path, line, reason) from error
         except SyntaxError as error:
-            raise SourceError(self.path, 1, f"cannot be decoded: {error.msg}") from error
+            raise SourceError(self.path, 1, f"cannot be decoded: {error.msg}. {_ENCODING}") from error
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     @cached_property
@@ -199,11 +200,14 @@ def _package_directories(root: str) -> list[str]:
 
 
 def _walk(package: str, directory: str) -> Iterator[Found]:
-    pending = [(package, directory)]
-    followed: set[str] = set()
+    pending: list[tuple[str, str, tuple[str, ...]]] = [(package, directory, (directory,))]
     while pending:
-        name, folder = pending.pop()
-        with os.scandir(folder) as entries:
+        name, folder, above = pending.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            raise SourceError(folder, 1, f"cannot be read: {error.strerror}. Make it readable") from error
+        with entries:
             for entry in entries:
                 if entry.name.endswith(".py") and not entry.name.startswith(".") and entry.is_file():
                     stem = entry.name[:-3]
@@ -211,17 +215,23 @@ def _walk(package: str, directory: str) -> Iterator[Found]:
                     stat = entry.stat()
                     yield Found(
                         entry.path,
-                        name if is_package else f"{name}.{stem}",
+                        name if is_package else f"{name}.{_level(stem)}",
                         is_package,
                         stat.st_size,
                         stat.st_mtime_ns,
                         stat.st_ctime_ns,
                         stat.st_ino,
                     )
-                elif "." not in entry.name and entry.name != "__pycache__" and entry.is_dir():
+                elif not entry.name.startswith(".") and entry.name != "__pycache__" and entry.is_dir():
+                    real = above
                     if entry.is_symlink():
                         target = os.path.realpath(entry.path)
-                        if target in followed or directory.startswith(target):
-                            continue
-                        followed.add(target)
-                    pending.append((f"{name}.{entry.name}", entry.path))
+                        if any(f"{one}/".startswith(f"{target}/") for one in above):
+                            continue  # it leads back to where it lies
+                        real = (*above, target)
+                    pending.append((f"{name}.{_level(entry.name)}", entry.path, real))
+
+
+def _level(name: str) -> str:
+    """A file's or folder's name as one level of a dotted name; one with dots is never taken for several."""
+    return name.replace(".", "-")

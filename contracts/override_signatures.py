@@ -1,0 +1,95 @@
+"""Overrides take and give what their bases do."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from grimp import ImportGraph
+from importlinter import fields
+
+from contracts._base import DefinitionContract, listed
+from contracts._findings import Examination, Finding
+from contracts.source import Answer, Index, UnknownNameError
+
+
+class OverrideSignaturesContract(DefinitionContract):
+    """Every override in a subclass of the base classes takes what its base takes, and gives what it gives.
+
+    Whoever holds a base calls its methods by the base's signature: by position, by name, with or without
+    what has a default. An override that renames a parameter, drops a default or changes its value, or turns
+    a property into a method, works until it is called that way. Type checkers see some of this, in the files
+    that they are run on; this sees all subclasses whenever a base changes, and needs nothing installed.
+
+    An override may take more: further parameters with defaults, a default that the base does not have, wider
+    parameter types. It may promise more: a narrower return type. Names in annotations are resolved before
+    they are compared, so that an alias equals what it names and ``Optional[X]`` equals ``X | None``. Each
+    override is compared with the nearest ancestor that defines the method and with the configured base; a
+    method that a class takes from a mixin must fit too. What a decorator makes of a method, or a type from
+    outside of the root packages, may be undecided.
+
+    Options:
+
+    - ``base_classes``: dotted names of classes in the root packages.
+    - ``methods``: names, with ``*`` and ``?`` as in file names; all public methods and properties of the base
+      classes, and of the classes between, if there are none. Private ones match only what begins with ``_``.
+    - ``require_annotations``: whether an override annotates what its base annotates; ``True`` by default.
+
+    An example that breaks it::
+
+        class Base(ABC):
+            @abstractmethod
+            def prepare(self, tokens: Tensor, quantize: bool = False) -> Tensor: ...
+
+
+        class Backend(Base):
+            def prepare(self, x, quantize=True):  # renames tokens, changes a default, annotates nothing
+                return x
+    """
+
+    type_name = "override_signatures"
+
+    base_classes = fields.ListField(subfield=fields.StringField())
+    methods = fields.ListField(subfield=fields.StringField(), required=False, default=[])
+    require_annotations = fields.BooleanField(required=False, default=True)
+
+    def examine(self, index: Index, graph: ImportGraph) -> Examination:
+        """Find the overrides that do not keep what their bases promise."""
+        bases = cast("list[str]", self.base_classes)
+        methods = cast("list[str]", self.methods)
+        required = bool(self.require_annotations)
+        answer = index.subclasses(bases, graph)
+        if not answer.found and not answer.undecided and not answer.problems:
+            raise UnknownNameError(
+                f"Nothing to check: {listed(bases)} has no subclass in {listed(index.tree.roots)}."
+            )
+
+        def ask() -> Any:
+            # A warm run remembers the answer, and does without what would compute it.
+            from contracts.source._overrides import overrides  # noqa: PLC0415  see above
+
+            return overrides(index, answer, bases, methods, require_annotations=required)
+
+        key = ["override_signatures", *sorted(bases), *sorted(methods), str(required)]
+        return examination(
+            index.remembered(key, ask), answer, bases, "its overrides must fit the base's methods"
+        )
+
+
+def examination(plain: Any, answer: Answer, bases: list[str], rule: str) -> Examination:
+    """What a remembered answer about methods means for a contract, with the open classes of ``answer``."""
+    short = listed([base.rpartition(".")[2] for base in bases])
+    undecided = [
+        Finding(
+            open_.path,
+            open_.line,
+            open_.column,
+            open_.dotted_name,
+            f"{open_.name} may be a {short}, and then {rule}: reading cannot tell {open_.reason}",
+        )
+        for open_ in answer.undecided
+    ]
+    return Examination(
+        [Finding(*item) for item in plain["findings"]],
+        [*(Finding(*item) for item in plain["undecided"]), *undecided],
+        sorted({*plain["problems"], *(f"{p.path}:{p.line} {p.reason}" for p in answer.problems)}),
+    )

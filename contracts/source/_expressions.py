@@ -1,0 +1,371 @@
+"""What expressions may be, while a function runs."""
+
+from __future__ import annotations
+
+import abc
+import ast
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from contracts.source._calls import Calls, text_of
+from contracts.source._objects import constant_key
+from contracts.source._resolve import ClassValue
+from contracts.source._torch import WRITTEN_ATTRIBUTES
+from contracts.source._values import (
+    FRESH,
+    NOTHING,
+    NUMBER,
+    Constant,
+    Input,
+    Instance,
+    Item,
+    Made,
+    Routine,
+    State,
+    Step,
+    Super,
+    Value,
+    extend,
+    join,
+    value,
+)
+
+
+@dataclass(slots=True)
+class Frame:
+    """One call of a function that is followed.
+
+    ``parent`` is the frame of the function around a nested one; ``kernel`` says that it is Triton code, in
+    which arithmetic on a pointer gives a pointer.
+    """
+
+    key: int
+    module: str
+    owner: ClassValue | None
+    parent: Hashable
+    receiver: Item | None
+    kernel: bool = False
+    returned: list[Value] = field(default_factory=list)
+    ends: list[State] = field(default_factory=list)
+    yielded: list[Value] = field(default_factory=list)
+    generates: bool = False
+    outer_names: set[str] = field(default_factory=set)
+    leaving: list[list[State]] = field(default_factory=list)
+    repeating: list[list[State]] = field(default_factory=list)
+
+
+class Expressions(Calls, abc.ABC):
+    """Evaluates expressions."""
+
+    frame: Frame
+    frames: dict[int, Frame]
+
+    @abc.abstractmethod
+    def tick(self) -> None:
+        """Count a step of work."""
+
+    # Names
+
+    def name(self, name: str, state: State) -> Value:
+        """What a name holds."""
+        key: Hashable = self.frame.key
+        while isinstance(key, int) and key in self.frames:
+            held = state.names.get(key, {}).get(name)
+            if held is not None:
+                return held
+            key = self.frames[key].parent
+        return value(*self.world.global_(self.frame.module, name))
+
+    def bind_name(self, name: str, new: Value, state: State) -> None:
+        """Let a name hold something."""
+        key: Hashable = self.frame.key
+        if name in self.frame.outer_names:
+            outer = self.frame.parent
+            while isinstance(outer, int) and outer in self.frames:
+                if name in state.names.get(outer, {}):
+                    key = outer
+                    break
+                outer = self.frames[outer].parent
+            else:
+                return  # a global
+        state.names.setdefault(key, {})[name] = new
+
+    def step(self, node: ast.expr | ast.stmt, text: str) -> Step:
+        """A step of a trail, at a place of the current function."""
+        return Step(self.frame.module, node.lineno, text)
+
+    def bind(self, target: ast.expr, new: Value, state: State, source: str) -> None:
+        """Assign to a target; ``source`` is the text of what is assigned."""
+        match target:
+            case ast.Name():
+                text = f"{target.id} = {source}" if source else target.id
+                self.bind_name(target.id, extend(new, self.step(target, text)), state)
+            case ast.Tuple() | ast.List():
+                starred = any(isinstance(item, ast.Starred) for item in target.elts)
+                for place, item in enumerate(target.elts):
+                    part = self.unpack(new, place, len(target.elts), state, starred=starred)
+                    if isinstance(item, ast.Starred):
+                        made = Made((*self.site(item), "rest"), "list")
+                        state.parts[made] = {"[]": part}
+                        self.bind(item.value, value(made), state, source)
+                    else:
+                        self.bind(item, part, state, source)
+            case ast.Attribute():
+                owners = self.evaluate(target.value, state)
+                self.set_attribute(owners, target.attr, new, target, state)
+            case ast.Subscript():
+                self.evaluate(target.slice, state)
+                self.set_item(self.evaluate(target.value, state), target, new, state)
+            case ast.Starred():
+                self.bind(target.value, new, state, source)
+            case _:
+                pass
+
+    def set_attribute(self, owners: Value, name: str, new: Value, node: ast.AST, state: State) -> None:
+        """Assign to an attribute: of a tensor that may change its data, of any object it changes the object."""
+        surely = len(owners) == 1
+        for item, trail in owners.items():
+            if isinstance(item, Input) and name in WRITTEN_ATTRIBUTES and self.may_be_tensor(item):
+                self.write(item, trail, node, f"{text_of(node)} = ..." if isinstance(node, ast.Attribute) else name)
+            elif isinstance(item, Input | Made | Instance):
+                state.set_part(item, f".{name}", new, surely=surely)
+
+    def set_item(self, owners: Value, node: ast.Subscript, new: Value, state: State) -> None:
+        """``owner[index] = new``."""
+        key = constant_key(node.slice)
+        for item, trail in owners.items():
+            if isinstance(item, Made):
+                state.set_part(item, key or "[]", new, surely=key is not None and len(owners) == 1)
+            elif isinstance(item, Input):
+                nature = self.nature(item)
+                if nature.holds is not None and nature.tensor is False:
+                    self.write(item, trail, node, f"{text_of(node)} = ...")
+                    state.set_part(item, key or "[]", new, surely=False)
+                elif self.may_be_tensor(item):
+                    self.write(item, trail, node, f"{text_of(node)} = ...")
+
+    # Expressions
+
+    def evaluate(self, node: ast.expr, state: State) -> Value:
+        """What an expression may be; what it changes is changed in ``state``."""
+        self.tick()
+        match node:
+            case ast.Name():
+                return self.name(node.id, state)
+            case ast.Constant():
+                return _constant(node.value)
+            case ast.Attribute():
+                return self.attribute(self.evaluate(node.value, state), node.attr, node, state)
+            case ast.Call():
+                return self.call(node, state)
+            case ast.Subscript():
+                owners = self.evaluate(node.value, state)
+                return self.subscript(owners, node, self.evaluate(node.slice, state), state)
+            case ast.BinOp():
+                return self.binary(node, state)
+            case ast.UnaryOp():
+                return self.unary(node, state)
+            case ast.Compare():
+                values = [self.evaluate(item, state) for item in (node.left, *node.comparators)]
+                return value(FRESH) if any(self.is_tensor(item) for item in values) else value(NUMBER)
+            case ast.BoolOp():
+                return join(*(self.evaluate(item, state) for item in node.values))
+            case ast.IfExp():
+                return self.choice(node, state)
+            case ast.NamedExpr():
+                new = self.evaluate(node.value, state)
+                self.bind(node.target, new, state, text_of(node.value))
+                return self.name(node.target.id, state)
+            case ast.Tuple() | ast.List() | ast.Set():
+                return self.display(node, state)
+            case ast.Dict():
+                return self.dictionary(node, state)
+            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+                return self.comprehension(node, state)
+            case ast.Lambda():
+                return value(Routine(self.frame.module, node, self.frame.key, self.frame.owner))
+            case _:
+                return self.other(node, state)
+
+    def other(self, node: ast.expr, state: State) -> Value:
+        """The rarer expressions."""
+        match node:
+            case ast.Starred() | ast.Await():
+                return self.evaluate(node.value, state)
+            case ast.Yield() | ast.YieldFrom():
+                given = self.evaluate(node.value, state) if node.value is not None else NOTHING
+                self.frame.yielded.append(self.elements(given, state) if isinstance(node, ast.YieldFrom) else given)
+                return NOTHING
+            case ast.Slice():
+                for part in (node.lower, node.upper, node.step):
+                    if part is not None:
+                        self.evaluate(part, state)
+                return NOTHING
+            case ast.JoinedStr() | ast.FormattedValue():
+                for inner in ast.iter_child_nodes(node):
+                    if isinstance(inner, ast.expr):
+                        self.evaluate(inner, state)
+                return NOTHING
+            case _:
+                return NOTHING
+
+    def is_tensor(self, given: Value) -> bool:
+        """Whether a tensor is among the items."""
+        return any(item == FRESH or (isinstance(item, Input) and self.nature(item).tensor) for item in given)
+
+    def binary(self, node: ast.BinOp, state: State) -> Value:
+        left, right = self.evaluate(node.left, state), self.evaluate(node.right, state)
+        if self.frame.kernel and isinstance(node.op, ast.Add | ast.Sub):
+            pointers: Value = {item: trail for item, trail in join(left, right).items() if isinstance(item, Input)}
+            if pointers:
+                return pointers
+        if self.is_tensor(left) or self.is_tensor(right):
+            return value(FRESH)
+        containers = [item for item in (*left, *right) if _is_container(item)]
+        containers += [item for item in (*left, *right) if isinstance(item, Input) and self.nature(item).holds]
+        if containers and isinstance(node.op, ast.Add | ast.Mult | ast.BitOr):
+            kind = next((item.kind for item in containers if isinstance(item, Made)), "list")
+            made = Made(self.site(node), kind)
+            held = join(*(self.elements(side, state, keys=False) for side in (left, right)))
+            state.parts[made] = {"[]": held}
+            spread = [self.spread(side, state) for side in (left, right)]
+            if isinstance(node.op, ast.Add) and spread[0] is not None and spread[1] is not None:
+                whole = [*spread[0], *spread[1]]
+                state.parts[made] = {f"[{place}]": part for place, part in enumerate(whole)}
+            return value(made)
+        return value(NUMBER) if _is_number(left) and _is_number(right) else NOTHING
+
+    def unary(self, node: ast.UnaryOp, state: State) -> Value:
+        given = self.evaluate(node.operand, state)
+        if isinstance(node.op, ast.UAdd):
+            return given
+        if isinstance(node.op, ast.Not):
+            return value(NUMBER)
+        if isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            return value(NUMBER)
+        return value(FRESH) if self.is_tensor(given) else value(NUMBER) if _is_number(given) else NOTHING
+
+    def choice(self, node: ast.IfExp, state: State) -> Value:
+        """``a if test else b``, as far as the test decides it."""
+        self.evaluate(node.test, state)
+        truth = self.truth(node.test, state)
+        results: list[Value] = []
+        ends: list[State | None] = []
+        for branch, positive in ((node.body, True), (node.orelse, False)):
+            if truth is not (not positive):
+                inner = state.copy()
+                self.narrow(node.test, inner, positive=positive)
+                results.append(self.evaluate(branch, inner))
+                ends.append(inner)
+        self.continue_as(state, [self.widened(state, end) for end in ends if end is not None])
+        return join(*results)
+
+    @abc.abstractmethod
+    def widened(self, before: State, after: State) -> State:
+        """``after`` without what a test said of names that it held ``before``."""
+
+    @abc.abstractmethod
+    def truth(self, test: ast.expr, state: State) -> bool | None:
+        """Whether a condition holds; None where it depends."""
+
+    @abc.abstractmethod
+    def narrow(self, test: ast.expr, state: State, *, positive: bool) -> None:
+        """Take what a condition says of names into the state of one branch."""
+
+    def display(self, node: ast.Tuple | ast.List | ast.Set, state: State) -> Value:
+        kind = {ast.Tuple: "tuple", ast.List: "list"}.get(type(node), "set")
+        made = Made(self.site(node), kind)
+        parts: dict[str, Value] = {}
+        for item in node.elts:
+            held = self.evaluate(item, state)
+            if isinstance(item, ast.Starred):
+                spread = self.spread(held, state)
+                if spread is None or "[]" in parts:
+                    parts["[]"] = join(parts.get("[]", NOTHING), self.elements(held, state))
+                else:
+                    parts |= {f"[{len(parts) + place}]": part for place, part in enumerate(spread)}
+            elif "[]" in parts:
+                parts["[]"] = join(parts["[]"], held)
+            else:
+                parts[f"[{len(parts)}]"] = held
+        state.parts[made] = parts
+        return value(made)
+
+    def dictionary(self, node: ast.Dict, state: State) -> Value:
+        made = Made(self.site(node), "dict")
+        parts: dict[str, Value] = {}
+        for key, item in zip(node.keys, node.values, strict=True):
+            held = self.evaluate(item, state)
+            if key is None:
+                parts["[]"] = join(parts.get("[]", NOTHING), self.elements(held, state, keys=False))
+            else:
+                self.evaluate(key, state)
+                parts[constant_key(key) or "[]"] = join(
+                    held, parts.get("[]", NOTHING) if constant_key(key) is None else NOTHING
+                )
+        state.parts[made] = parts
+        return value(made)
+
+    def comprehension(
+        self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp, state: State
+    ) -> Value:
+        names = state.names.setdefault(self.frame.key, {})
+        own = {
+            inner.id
+            for generator in node.generators
+            for inner in ast.walk(generator.target)
+            if isinstance(inner, ast.Name)
+        }
+        before = {name: names[name] for name in own if name in names}
+        for generator in node.generators:
+            iterated = self.elements(self.evaluate(generator.iter, state), state)
+            self.bind(generator.target, iterated, state, f"an element of {text_of(generator.iter)}")
+            for test in generator.ifs:
+                self.evaluate(test, state)
+                self.narrow(test, state, positive=True)
+        if isinstance(node, ast.DictComp):
+            self.evaluate(node.key, state)
+            held, kind = self.evaluate(node.value, state), "dict"
+        else:
+            held, kind = self.evaluate(node.elt, state), "set" if isinstance(node, ast.SetComp) else "list"
+        names = state.names.setdefault(self.frame.key, {})
+        for name in own:
+            names.pop(name, None)
+        names.update(before)
+        made = Made(self.site(node), kind)
+        state.parts[made] = {"[]": held} if held else {}
+        return value(made)
+
+    def super_of(self, node: ast.Call, state: State) -> Value:
+        """What ``super()`` is."""
+        if len(node.args) == 2:
+            receivers = self.evaluate(node.args[1], state)
+            owners = [self.class_of(item) for item in self.evaluate(node.args[0], state)]
+            of = next((owner for owner in owners if owner is not None), None)
+            return value(*(Super(of, item) for item in receivers)) if of is not None else NOTHING
+        frame: Frame | None = self.frame
+        while frame is not None and frame.receiver is None and isinstance(frame.parent, int):
+            frame = self.frames.get(frame.parent)
+        if frame is None or frame.receiver is None or frame.owner is None:
+            return NOTHING
+        return value(Super(frame.owner, frame.receiver))
+
+
+def _constant(held: object) -> Value:
+    if isinstance(held, bool | str | None):
+        return value(Constant(type(held).__name__, held))
+    if isinstance(held, int | float):
+        return value(NUMBER, Constant(type(held).__name__, held))
+    return NOTHING
+
+
+def _is_container(item: Item) -> bool:
+    return isinstance(item, Made) and item.kind != "object"
+
+
+def _is_number(given: Value) -> bool:
+    return bool(given) and all(
+        item == NUMBER or (isinstance(item, Constant) and isinstance(item.value, int | float)) for item in given
+    )
+
+
