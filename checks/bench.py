@@ -267,7 +267,8 @@ class Trip:
         rows = torch.arange(self.a1q.size(1), device=self.a1q.device)
         if self.meta is None:
             return rows.new_ones((self.a1q.size(0), rows.numel()), dtype=torch.bool)
-        return rows < self.meta.expert_num_tokens.unsqueeze(1)
+        # Experts read as many counts as they are, and do not see that there are more.
+        return rows < self.meta.expert_num_tokens[: self.a1q.size(0)].unsqueeze(1)
 
     def experts(self) -> "Trip":
         """Run the reference experts on what was prepared."""

@@ -30,7 +30,7 @@ TOPICS = (
 """The modules that checks are in."""
 
 Status = Literal["kept", "broken", "skipped"]
-_DRAWN_EXAMPLES = 6
+_DRAWN_EXAMPLES = 5
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,7 @@ class SwapsWeights(Honest):
 )
 def round_trip_equals_the_dense_reference(bench: Bench, case: Case) -> None:
     """prepare, experts with a factor of their own and finalize give what a dense float64 layer gives."""
-    backend = bench.build(case)
-    first = bench.trip(case, backend).run().problem()
-    second = bench.trip(case, backend).run().problem("the output of a second, equal call")
-    bench.same_on_all(first or second)
+    bench.same_on_all(bench.trip(case).run().problem())
 
 
 class WeighsTwice(Honest):
