@@ -90,6 +90,8 @@ class Backend:
     """Takes ``defer_input_quant``; otherwise it has to refuse it."""
     consumes_expert_output: bool = False
     """``finalize`` may overwrite the experts' output."""
+    takes_aliased_output: bool = True
+    """``output`` may share memory with the experts' output."""
     deterministic: bool = True
     capturable: bool = False
     """Can be captured in a CUDA graph."""

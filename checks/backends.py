@@ -235,9 +235,12 @@ def _genuine_vllm(fused_moe: str) -> list[Backend]:
             reductions=("delegate", "naive_batched"),
             replicated=True,
             refuses_bad_ids=False,
+            takes_aliased_output=False,
+            defers=False,
             grids=False,
             because={
                 "quantizations": quantized,
+                "takes_aliased_output": "vLLM's driver gives output memory of its own",
                 "vendor": "it sends nothing",
                 "refuses_bad_ids": "it compares ids with those of its own experts",
                 "micro_batch": "vLLM's micro-batches are threads of its engine",

@@ -244,7 +244,7 @@ class MonolithicAddsInAnyOrder(HonestMonolithic):
     cases=[
         Case(topk=8, tokens=(7, 3, 8, 5)),
         Case(topk=4, quantization="fp8_tensor"),
-        Case(topk=4, routing="duplicates"),
+        Case(topk=4, routing="skewed"),
     ],
     wrong=[AddsInAnyOrder, MonolithicAddsInAnyOrder],
     monolithic=True,

@@ -125,7 +125,7 @@ _MANY = 65_540
         Case(tokens=(8, 8, 8, 8), routing="one_expert"),
         Case(tokens=(7, 7, 7, 7), capacity=7, routing="one_expert"),
         Case(tokens=(1, 1, 1, 1), capacity=1),
-        Case(tokens=(9, 9, 9, 9), variant="one too many"),
+        Case(tokens=(9, 9, 9, 9), routing="one_expert", variant="one too many"),
         Case(
             tokens=(_MANY, 2, 2, 2),
             capacity=_MANY,

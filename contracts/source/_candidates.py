@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
-_CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)", re.M)
+_CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)", re.MULTILINE)
 # A header ends with a line whose colon no comment precedes; one that ends earlier only reads on too far.
-_HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.M)
+_HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.MULTILINE)
 # Starred bases and bases made by a call. The literal start keeps the search at memory speed.
 _DYNAMIC = re.compile(rb"class[ \t\f\\]+\w+[^(\n]*\([^)]*[*(]")
-_IMPORT = re.compile(rb"^[ \t\f]*(?:from[ \t][^\n]*?\bimport\b[ \t\\]*(?:\([^)]*\)|[^\n]*)|import[ \t][^\n]*)", re.M)
+_IMPORT = re.compile(rb"^[ \t\f]*(?:from[ \t][^\n]*?\bimport\b[ \t\\]*(?:\([^)]*\)|[^\n]*)|import[ \t][^\n]*)", re.MULTILINE)
 # A class that may come to be inside a function.
-_CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.M)
+_CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.MULTILINE)
 _NO_CALL = re.compile(rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$")
 _CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"'](\w+)[\"']")
 _DOTTED = re.compile(rb"[\w.]+")

@@ -303,7 +303,7 @@ def _mentions(ref: object, name: str) -> bool:
 
 def _is_dynamic(ref: Ref | list[Ref]) -> bool:
     if isinstance(ref, list):
-        return bool(ref) and (ref[0] in _DYNAMIC_REFS if isinstance(ref[0], str) else False) or any(
+        return (bool(ref) and (ref[0] in _DYNAMIC_REFS if isinstance(ref[0], str) else False)) or any(
             _is_dynamic(item) for item in ref
         )
     return False

@@ -129,7 +129,7 @@ class Subtypes:
         nominal = self._nominal(wide.name, narrow.name)
         if nominal is not True:
             return nominal
-        if wide.arguments is None or narrow.arguments is None and not _string_like(narrow.name):
+        if wide.arguments is None or (narrow.arguments is None and not _string_like(narrow.name)):
             return True
         return self._arguments(wide, narrow)
 

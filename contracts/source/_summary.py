@@ -55,7 +55,7 @@ _CLASS_NAME = re.compile(r"class\s+(\w+)")
 _LARGEST_REF = 200
 _LARGEST_DISPLAY = 20_000
 # Where a function body may create a class or rebind a global; the rest need not be looked into.
-_OF_INTEREST = re.compile(rb"^[ \t\f]*(?:class\b|global\b)|\b(?:type|new_class|make_dataclass)[ \t]*\(", re.M)
+_OF_INTEREST = re.compile(rb"^[ \t\f]*(?:class\b|global\b)|\b(?:type|new_class|make_dataclass)[ \t]*\(", re.MULTILINE)
 
 
 @dataclass(slots=True)

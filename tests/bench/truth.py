@@ -74,7 +74,8 @@ class Place:
 @dataclass(slots=True)
 class Runtime:
     """What importing gave: the classes as the program reports them; what kept modules from being imported; and
-    what kept bases from being found."""
+    what kept bases from being found.
+    """
 
     classes: list[dict[str, Any]]
     errors: dict[str, str]
@@ -125,7 +126,7 @@ class RuntimeProcess:
 
     def _send(self, request: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
         if self._process is None:
-            self._process = subprocess.Popen(  # noqa: S603 - runs what this module names
+            self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         assert self._process.stdin is not None

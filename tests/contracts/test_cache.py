@@ -127,7 +127,7 @@ class TestWhatIsUsed:
                 (RULE, BAD),
                 ({**RULE, "base_classes": ["pkg.other.Other"]}, own),
                 (names, by_name),
-                ({**names, "names": ["Own"]}, own.split(" is ")[0] + by_name[by_name.index(" matches") :]),
+                ({**names, "names": ["Own"]}, own.split(" is ", maxsplit=1)[0] + by_name[by_name.index(" matches") :]),
             ]:
                 small.configure([contract])
                 expected = line.replace("Ot*", "Own") if contract.get("names") == ["Own"] else line

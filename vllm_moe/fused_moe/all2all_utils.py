@@ -128,7 +128,7 @@ def maybe_make_prepare_finalize(
     moe: FusedMoEConfig,
     quant_config: FusedMoEQuantConfig | None,
     routing_tables: RoutingTables | None = None,
-    allow_new_interface: bool = False,  # noqa: ARG001 -- vLLM's switch between old and new layers; here all are new
+    allow_new_interface: bool = False,
     use_monolithic: bool = False,
     ep_group: EpGroup | None = None,
 ) -> FusedMoEPrepareAndFinalize:

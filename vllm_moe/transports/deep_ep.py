@@ -147,9 +147,9 @@ class TorchDeepEpBuffer:
         self,
         topk_idx: torch.Tensor,
         num_experts: int,
-        previous_event: Any = None,  # noqa: ARG002 -- streams mean nothing here
-        async_finish: bool = False,  # noqa: ARG002
-        allocate_on_comm_stream: bool = False,  # noqa: ARG002
+        previous_event: Any = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, EventOverlap]:
         """Count what this rank will send; see the protocol."""
         where = "deep_ep get_dispatch_layout"
@@ -176,10 +176,10 @@ class TorchDeepEpBuffer:
         topk_weights: torch.Tensor | None = None,
         expert_alignment: int = 1,
         *,
-        config: Any = None,  # noqa: ARG002 -- tuning means nothing here
-        previous_event: Any = None,  # noqa: ARG002
+        config: Any = None,
+        previous_event: Any = None,
         async_finish: bool = False,
-        allocate_on_comm_stream: bool = False,  # noqa: ARG002
+        allocate_on_comm_stream: bool = False,
     ) -> tuple[Any, torch.Tensor, torch.Tensor, list[int], HighThroughputHandle, EventOverlap]:
         """Send each row once to every rank that owns one of its experts; see the protocol."""
         where = "deep_ep dispatch"
@@ -257,10 +257,10 @@ class TorchDeepEpBuffer:
         handle: HighThroughputHandle,
         topk_weights: torch.Tensor | None = None,
         *,
-        config: Any = None,  # noqa: ARG002 -- tuning means nothing here
-        previous_event: Any = None,  # noqa: ARG002
+        config: Any = None,
+        previous_event: Any = None,
         async_finish: bool = False,
-        allocate_on_comm_stream: bool = False,  # noqa: ARG002
+        allocate_on_comm_stream: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, EventOverlap]:
         """Sum what the ranks made of this rank's rows; see the protocol. ``topk_weights`` have to be None."""
         where = "deep_ep combine"

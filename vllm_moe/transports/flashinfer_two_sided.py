@@ -124,7 +124,7 @@ class TorchMnnvlMoe:
         expert_ids: torch.Tensor,
         scales: torch.Tensor,
         expert_statics: torch.Tensor | None,
-        workspace: torch.Tensor,  # noqa: ARG002 -- the vendor's memory
+        workspace: torch.Tensor,
         max_token_count_per_rank: int,
         ep_rank: int,
         ep_size: int,
@@ -195,7 +195,7 @@ class TorchMnnvlMoe:
         self,
         x: torch.Tensor,
         alltoall_info: MoEAlltoallInfo,
-        workspace: torch.Tensor,  # noqa: ARG002 -- the vendor's memory
+        workspace: torch.Tensor,
         ep_rank: int,
         ep_size: int,
     ) -> torch.Tensor:
@@ -222,7 +222,7 @@ class TorchMnnvlMoe:
         self,
         x: torch.Tensor,
         alltoall_info: MoEAlltoallInfo,
-        workspace: torch.Tensor,  # noqa: ARG002 -- the vendor's memory
+        workspace: torch.Tensor,
         ep_rank: int,
         ep_size: int,
         top_k: int,

@@ -152,9 +152,9 @@ class TorchEpDispatchCombineOp:
         weights: torch.Tensor,
         scales: torch.Tensor | None,
         indices: torch.Tensor,
-        block_num: int = -1,  # noqa: ARG002 -- launch parameters mean nothing here
-        rdma_block_num: int = -1,  # noqa: ARG002
-        warp_per_block: int = -1,  # noqa: ARG002
+        block_num: int = -1,
+        rdma_block_num: int = -1,
+        warp_per_block: int = -1,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """Send each row once to every rank that owns one of its experts; see the protocol."""
         where = "mori dispatch"
@@ -190,9 +190,9 @@ class TorchEpDispatchCombineOp:
         input: torch.Tensor,  # noqa: A002 -- the vendor's name
         weights: torch.Tensor | None,
         indices: torch.Tensor,
-        block_num: int = -1,  # noqa: ARG002 -- launch parameters mean nothing here
-        rdma_block_num: int = -1,  # noqa: ARG002
-        warp_per_block: int = -1,  # noqa: ARG002
+        block_num: int = -1,
+        rdma_block_num: int = -1,
+        warp_per_block: int = -1,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Sum what the ranks made of each of this rank's rows; see the protocol.
 

@@ -1,4 +1,4 @@
-# ruff: noqa: ARG001 -- arguments of plans tell them apart, also where they are not used otherwise
+
 """Launches of the Triton kernels on rows; the functions have the signatures of their torch twins.
 
 A token's row at an expert is the number of earlier tokens that name the expert. Up to ``MOST_COUNTED_IDS``

@@ -105,8 +105,8 @@ def grouped_mlp_torch(
     w2: torch.Tensor,
     activation: MoEActivation,
     quant_config: FusedMoEQuantConfig,
-    workspace13: torch.Tensor,  # noqa: ARG001 -- the CUDA kernels use it
-    workspace2: torch.Tensor,  # noqa: ARG001 -- the CUDA kernels use it
+    workspace13: torch.Tensor,
+    workspace2: torch.Tensor,
 ) -> None:
     """Write ``w2 @ activation(w1 @ row)`` of each real row into the same place of ``output``.
 
