@@ -6,16 +6,15 @@ It imports ``contracts`` before the current folder comes first on the path, so a
 
 from __future__ import annotations
 
+import importlib
 import sys
-from importlib import metadata
-from pathlib import Path
 
 import click
-from importlinter import cli as importlinter_cli
 
-import contracts  # noqa: F401  before lint_imports puts the current folder first on the path
+import contracts  # noqa: F401  before lint puts the current folder first on the path
 
-_PRESETS = Path(__file__).parent / "presets"
+# Loaded when they are asked for: each is the object ``command`` of the module contracts.commands.<name>.
+_COMMANDS = ("lint", "preset")
 
 
 class _Group(click.Group):
@@ -25,44 +24,39 @@ class _Group(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *(entry.name for entry in _registered())])
+        """The names of all commands."""
+        from importlib import metadata  # noqa: PLC0415  slow to load, and lint does without
+
+        others = metadata.entry_points(group="moe_contracts.commands").names
+        return sorted({*_COMMANDS, *others})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            return command
-        for entry in _registered():
-            if entry.name == cmd_name:
-                try:
-                    loaded = entry.load()
-                except ModuleNotFoundError as error:
-                    raise click.ClickException(
-                        f"'moe-contracts {cmd_name}' needs the package '{error.name}', which is not "
-                        "installed. Install the extra that brings it: pip install 'moe-contracts[runtime]'"
-                    ) from error
-                if isinstance(loaded, click.Command):
-                    return loaded
+        """Load a command.
+
+        Raises:
+            ClickException: what it needs is not installed.
+        """
+        if cmd_name in _COMMANDS:
+            command = importlib.import_module(f"contracts.commands.{cmd_name}").command
+            return command if isinstance(command, click.Command) else None
+        from importlib import metadata  # noqa: PLC0415  see above
+
+        for entry in metadata.entry_points(group="moe_contracts.commands", name=cmd_name):
+            try:
+                loaded = entry.load()
+            except ModuleNotFoundError as error:
+                raise click.ClickException(
+                    f"'moe-contracts {cmd_name}' needs the package '{error.name}', which is not "
+                    "installed. Install the extra that brings it: pip install 'moe-contracts[runtime]'"
+                ) from error
+            return loaded if isinstance(loaded, click.Command) else None
         return None
-
-
-def _registered() -> metadata.EntryPoints:
-    return metadata.entry_points(group="moe_contracts.commands")
 
 
 @click.group(cls=_Group)
 @click.version_option(package_name="moe-contracts", message="%(package)s %(version)s")
 def main() -> None:
     """Keep implementations in their place."""
-
-
-main.add_command(importlinter_cli.lint_imports_command, name="lint")
-
-
-@main.command()
-@click.argument("name", type=click.Choice(sorted(path.stem for path in _PRESETS.glob("*.ini"))))
-def preset(name: str) -> None:
-    """Print the path of a ready configuration, for lint-imports --config."""
-    click.echo(_PRESETS / f"{name}.ini")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The commands of ``moe-contracts``: each module has one, called ``command``, and is loaded when it is asked for."""
