@@ -39,11 +39,22 @@ def weighted_rows_torch(a1: torch.Tensor, topk_weights: torch.Tensor | None) -> 
     return a1 if topk_weights is None else (a1.float() * topk_weights.float()).to(a1.dtype)
 
 
-def _as_words(rows: torch.Tensor) -> torch.Tensor:
-    """Give contiguous ``[n, width]`` as 8-byte words, or as bytes: a copy needs no dtype."""
-    row_bytes = rows.size(1) * rows.element_size()
-    word = torch.int64 if row_bytes % 8 == 0 else torch.uint8
-    return rows.view(-1).view(word).view(rows.size(0), row_bytes // word.itemsize)
+def _as_words(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Give contiguous ``[n, width]`` tensors in the widest words that fit them all: a copy needs no dtype."""
+    # Not every accelerator has 16-byte words.
+    for word in (torch.complex128, torch.int64) if tensors[0].device.type == "cpu" else (torch.int64,):
+        size = word.itemsize
+        if all(
+            tensor.size(1) * tensor.element_size() % size == 0
+            and tensor.storage_offset() * tensor.element_size() % size == 0
+            and tensor.data_ptr() % size == 0
+            for tensor in tensors
+        ):
+            break
+    else:
+        word = torch.uint8
+    row_bytes = tensors[0].size(1) * tensors[0].element_size()
+    return [t.view(-1).view(word).view(t.size(0), row_bytes // word.itemsize) for t in tensors]
 
 
 def scatter_rows_torch(target: torch.Tensor, source: torch.Tensor, slots: torch.Tensor) -> None:
@@ -54,13 +65,12 @@ def scatter_rows_torch(target: torch.Tensor, source: torch.Tensor, slots: torch.
     """
     if target.size(1) == 0:
         return
-    target, source = _as_words(target), _as_words(source.contiguous())
-    for column in slots.unbind(1):
-        (token,) = torch.where(column >= 0)
-        if token.numel() == column.numel():
-            target.index_copy_(0, column.long(), source)
-        else:
-            target.index_copy_(0, column[token].long(), source.index_select(0, token))
+    target, source = _as_words(target, source.contiguous())
+    token, k = torch.where(slots >= 0)
+    if token.numel() == slots.numel():
+        target[slots.long()] = source[:, None]
+    else:
+        target[slots[token, k].long()] = source.index_select(0, token)
 
 
 def batched_prepare_torch(

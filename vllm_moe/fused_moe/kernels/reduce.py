@@ -30,6 +30,13 @@ def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]
 
 
+def _in_two_bfloat16(values: torch.Tensor) -> torch.Tensor:
+    """Give float32 ``[n]`` as bfloat16 ``[2 n]``: pairs that add up to a value to 16 significant bits."""
+    high = values.to(torch.bfloat16)
+    low = torch.where(high.isfinite(), values - high.float(), 0).to(torch.bfloat16)
+    return torch.stack((high, low), 1).view(-1)
+
+
 def combine_rows_torch(
     output: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, topk_weights: torch.Tensor | None
 ) -> None:
@@ -39,25 +46,37 @@ def combine_rows_torch(
     - ``rows``: ``[n, hidden]``; only those that a slot names are read.
     - ``slots``: integer ``[tokens, topk]``.
     - ``topk_weights``: ``[tokens, topk]``, or None for weights of one.
+
+    On the CPU bfloat16 rows are multiplied by weights of 16 significant bits, twice what the rows have.
     """
     taken = slots >= 0
     numbers = taken.sum(1)
     ends = numbers.cumsum(0)
+    starts = ends - numbers
     sources = slots[taken].long()
     weights = None if topk_weights is None else topk_weights[taken].float()
+    # The CPU's embedding_bag adds up in float32 and rounds once, whatever the rows are.
+    rounded_once = rows.dtype is torch.float32 or rows.dtype is output.dtype is torch.bfloat16
+    if rows.device.type == "cpu" and rounded_once and rows.stride(1) == 1:
+        if weights is not None and rows.dtype is torch.bfloat16:
+            sources, starts, weights = sources.repeat_interleave(2), 2 * starts, _in_two_bfloat16(weights)
+        output.copy_(
+            functional.embedding_bag(sources, rows, starts, mode="sum", per_sample_weights=weights)
+        )
+        return
     result = torch.empty(output.shape, dtype=output.dtype, device=output.device)
     # A few tokens at a time, so that their float32 rows stay in the cache.
     step = max(1, _CACHED_ELEMENTS // max(rows.size(1) * slots.size(1), 1))
     for first in range(0, slots.size(0), step):
         last = min(first + step, slots.size(0))
-        begin, end = int(ends[first] - numbers[first]), int(ends[last - 1])
+        begin, end = int(starts[first]), int(ends[last - 1])
         if begin == end:
             result[first:last] = 0
             continue
         result[first:last] = functional.embedding_bag(
             torch.arange(end - begin, device=slots.device),
             rows.index_select(0, sources[begin:end]).float(),
-            ends[first:last] - numbers[first:last] - begin,
+            starts[first:last] - begin,
             mode="sum",
             per_sample_weights=None if weights is None else weights[begin:end],
         )
