@@ -15,7 +15,14 @@ _CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)", r
 _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.MULTILINE)
 # Starred bases and bases made by a call. The literal start keeps the search at memory speed.
 _DYNAMIC = re.compile(rb"class[ \t\f\\]+\w+[^(\n]*\([^)]*[*(]")
-_IMPORT = re.compile(rb"^[ \t\f]*(?:from[ \t][^\n]*?\bimport\b[ \t\\]*(?:\([^)]*\)|[^\n]*)|import[ \t][^\n]*)", re.MULTILINE)
+# A statement goes on behind a backslash at the end of the line.
+_IMPORT = re.compile(
+    rb"^[ \t\f]*(?:"
+    rb"from[ \t.\\][^\n]*?(?:\\\n[^\n]*?)*?\bimport\b(?:[ \t]|\\\n)*(?:\([^)]*\)|[^\n]*(?:(?<=\\)\n[^\n]*)*)"
+    rb"|import[ \t\\][^\n]*(?:(?<=\\)\n[^\n]*)*)",
+    re.MULTILINE,
+)
+_FROM = re.compile(rb"\s*from(.*?)(?<![\w\x80-\xff])import(?![\w\x80-\xff])", re.DOTALL)
 # A class that may come to be inside a function.
 _CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.MULTILINE)
 _NO_CALL = re.compile(rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$")
@@ -105,11 +112,9 @@ class Text:
         for low, high in self.imports:
             statement = self.source[low:high]
             if next(_occurrences(statement, name), None) is not None:
-                words = statement.split(None, 2)
-                if words[0] == b"from":
-                    sources.add(words[1].decode("utf-8", "replace"))
-                else:
-                    sources.update(m.decode("utf-8", "replace") for m in _DOTTED.findall(statement[6:]))
+                source = source_of(statement)
+                written = [source] if source else _DOTTED.findall(statement[6:])
+                sources.update(name.decode("utf-8", "replace") for name in written)
         return sources
 
     def uses(self, word: bytes) -> tuple[bool, set[bytes]]:
@@ -141,6 +146,12 @@ class Text:
             if not binds and (self.creates_locally or not _in_function(source, line)):
                 binds = True
         return binds, callees
+
+
+def source_of(statement: bytes) -> bytes:
+    """What a ``from`` statement imports from, as written and without spaces; empty for another statement."""
+    match = _FROM.match(statement)
+    return re.sub(rb"[\s\\]+", b"", match[1]) if match else b""
 
 
 def _occurrences(source: bytes, word: bytes) -> Iterator[int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.source._answer import Problem
-from contracts.source._candidates import Text
+from contracts.source._candidates import Text, source_of
 from contracts.source._errors import SourceError
 from contracts.source._mentions import Mention, Module, Paths, mentions
 from contracts.source._scopes import defined_at
@@ -129,7 +129,7 @@ class _Wanted:
         for low, high in text.imports:
             if low <= start < high:
                 statement = source[low:high]
-                relative = inside and statement.split(None, 2)[1].startswith(b".")
+                relative = inside and source_of(statement).startswith(b".")
                 return relative or self.above in statement
         line = source[source.rfind(b"\n", 0, start) + 1 : (source.find(b"\n", start) + 1 or len(source))]
         if _LISTED.fullmatch(line) or _INLINE_IMPORT.search(source):

@@ -173,7 +173,7 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
     try:
         return _Interpreter(file, deep).run(tree)
     except RecursionError as error:
-        raise SourceError(file.path, 1, "cannot be analysed: an expression is nested too deeply") from error
+        raise SourceError(file.path, 1, "cannot be analysed: an expression is nested too deeply. Split it") from error
 
 
 @dataclass(slots=True)

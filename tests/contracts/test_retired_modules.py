@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -381,13 +382,24 @@ def test_what_a_folder_holds(pkg):
 
 # What cannot be read
 
+PARSED_BY = f"cannot be parsed by Python {sys.version_info[0]}.{sys.version_info[1]}"
+OTHER_PYTHON = "Correct it, or run lint-imports with the Python that it is written for"
 UNREADABLE = {
-    "syntax": ("t/x.py", "import pkg.old\nthis is no Python\n", "t/x.py:2 cannot be parsed: invalid syntax"),
-    "encoding": ("t/x.py", b"import pkg.old\n\xff\n", "t/x.py:2 cannot be decoded: byte 0xff is not utf-8"),
+    "syntax": (
+        "t/x.py",
+        "import pkg.old\nthis is no Python\n",
+        f"t/x.py:2 {PARSED_BY}: invalid syntax. {OTHER_PYTHON}",
+    ),
+    "encoding": (
+        "t/x.py",
+        b"import pkg.old\n\xff\n",
+        "t/x.py:2 cannot be decoded: byte 0xff is not utf-8. Save it as UTF-8, or name its encoding in a coding "
+        "comment",
+    ),
     "null": (
         "t/x.py",
         b"import pkg.old\n\0\n",
-        "t/x.py:2 cannot be parsed: source code string cannot contain null bytes",
+        f"t/x.py:2 {PARSED_BY}: source code string cannot contain null bytes. {OTHER_PYTHON}",
     ),
     "document": (
         "t/x.md",
@@ -655,7 +667,7 @@ def _read_corrupted(data, folder: Path, sources: Path, runs: int) -> None:
         assert reference.line >= 1
         assert reference.column >= 1
     for problem in problems:
-        assert re.match(r"cannot be (read|decoded|parsed|analysed): ", problem.reason)
+        assert re.match(r"cannot be (read|decoded|parsed|parsed by Python [0-9.]+|analysed): ", problem.reason)
 
 
 @settings(max_examples=40, deadline=None)
