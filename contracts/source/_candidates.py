@@ -18,7 +18,8 @@ _DYNAMIC = re.compile(rb"class[ \t\f\\]+\w+[^(\n]*\([^)]*[*(]")
 # A statement goes on behind a backslash at the end of the line.
 _IMPORT = re.compile(
     rb"^[ \t\f]*(?:"
-    rb"from[ \t.\\][^\n]*?(?:\\\n[^\n]*?)*?\bimport\b(?:[ \t]|\\\n)*(?:\([^)]*\)|[^\n]*(?:(?<=\\)\n[^\n]*)*)"
+    rb"from[ \t.\\][^\n]*?(?:\\\n[^\n]*?)*?\bimport\b(?:[ \t]|\\\n)*"
+    rb"(?:\([^)]*\)|[^\n]*(?:(?<=\\)\n[^\n]*)*)"
     rb"|import[ \t\\][^\n]*(?:(?<=\\)\n[^\n]*)*)",
     re.MULTILINE,
 )
