@@ -26,7 +26,9 @@ _IMPORT = re.compile(
 _FROM = re.compile(rb"\s*from(.*?)(?<![\w\x80-\xff])import(?![\w\x80-\xff])", re.DOTALL)
 # A class that may come to be inside a function.
 _CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.MULTILINE)
-_NO_CALL = re.compile(rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$")
+_NO_CALL = re.compile(
+    rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$"
+)
 _CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"'](\w+)[\"']")
 _DOTTED = re.compile(rb"[\w.]+")
 _NAME_BEFORE = re.compile(rb"[\w.]+$")
