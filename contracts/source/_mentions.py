@@ -92,14 +92,20 @@ def mentions(
     Raises:
         RecursionError: an expression is nested too deeply.
     """
-    reader = _Reader(lines, paths, module, star_has)
+    reader = Reader(lines, paths, module, star_has)
     reader.imports(tree.body)
     reader.block(tree.body, reader.scope(tree.body, None))
     reader.stars()
     return sorted(reader.found)
 
 
-class _Reader:
+class Reader:
+    """Reads one tree.
+
+    What is found goes through ``add``. ``imported`` are the paths that a plain ``import a.b`` names: it binds no
+    more than ``a``, and the uses of such a path are not reported again.
+    """
+
     def __init__(
         self, lines: Sequence[str], paths: Paths, module: Module, star_has: Callable[[str, str], bool]
     ) -> None:
@@ -109,7 +115,7 @@ class _Reader:
         self._star_has = star_has
         self._lines_of_interest = lines_with(lines, {path.rpartition(".")[2] for path in paths})
         self.found: set[Mention] = set()
-        self._imported: set[str] = set()  # paths that a plain `import a.b` names: it binds no more than a
+        self.imported: set[str] = set()
         self._stars: list[tuple[str, ast.ImportFrom]] = []
         self._unbound: set[str] = set()
 
@@ -128,9 +134,9 @@ class _Reader:
                 for alias in node.names:
                     path = self._paths.match(alias.name)
                     if path is not None:
-                        self._add(alias, "import", alias.name, path, is_module=True)
+                        self.add(alias, "import", alias.name, path, is_module=True)
                         if not alias.asname:
-                            self._imported.add(path)
+                            self.imported.add(path)
 
     def _import_from(self, node: ast.ImportFrom) -> None:
         source = self._source(node)
@@ -144,9 +150,9 @@ class _Reader:
                 if alias.name == "*":
                     self._stars.append((source, node))
             elif path == within:
-                self._add(node, "import", source, path, is_module=True)
+                self.add(node, "import", source, path, is_module=True)
             else:
-                self._add(alias, "import", name, path)
+                self.add(alias, "import", name, path)
 
     def _source(self, node: ast.ImportFrom) -> str | None:
         """The module that names are imported from; None if reading cannot tell."""
@@ -162,7 +168,7 @@ class _Reader:
                 if parent != source or name not in self._unbound:
                     continue
                 if not any(other != source and self._star_has(other, name) for other, _ in self._stars):
-                    self._add(node, "import", path, path)
+                    self.add(node, "import", path, path)
 
     # Scopes
 
@@ -275,8 +281,8 @@ class _Reader:
         for dotted in sorted(self._dotted(node, scope)):
             path = self._paths.match(dotted)
             if path is not None:
-                if path not in self._imported:
-                    self._add(node, "attribute", dotted, path)
+                if path not in self.imported:
+                    self.add(node, "attribute", dotted, path)
                 return True
         return False
 
@@ -322,7 +328,7 @@ class _Reader:
         for owner in sorted(owners):
             path = self._paths.match(f"{owner}.{name}")
             if path is not None and self._paths.match(owner) is None:
-                self._add(node, "string", f"{owner}.{name}", path)
+                self.add(node, "string", f"{owner}.{name}", path)
 
     def _string(self, node: ast.expr, scope: Scope, package: str | None) -> bool:
         """Look at a string; whether the node has been dealt with as one."""
@@ -337,7 +343,7 @@ class _Reader:
         if name is not None and _PATH.fullmatch(name):
             path = self._paths.match(name)
             if path is not None:
-                self._add(node, "string", name, path)
+                self.add(node, "string", name, path)
                 return True
         return whole
 
@@ -395,5 +401,6 @@ class _Reader:
                 return known, False
         return known, True
 
-    def _add(self, node: Placed, form: str, name: str, path: str, *, is_module: bool = False) -> None:
+    def add(self, node: Placed, form: str, name: str, path: str, *, is_module: bool = False) -> None:
+        """Note a mention."""
         self.found.add(Mention(*place(node, self._lines), form, name, path, is_module))

@@ -82,7 +82,7 @@ def exists(index: Index, path: str) -> str | None:
     return "name" if index.resolver.export(module, names[0]) and len(names) == 1 else None
 
 
-class _Wanted:
+class Wanted:
     """A path, as the bytes of a source may name it."""
 
     def __init__(self, path: str) -> None:
@@ -141,7 +141,7 @@ class _Finder:
     def __init__(self, index: Index, paths: Paths) -> None:
         self._index = index
         self._paths = paths
-        self._wanted = [_Wanted(path) for path in paths]
+        self._wanted = [Wanted(path) for path in paths]
         self._folders: dict[str, str] | None = None
         self.found: list[Reference] = []
         self.problems: list[Problem] = []

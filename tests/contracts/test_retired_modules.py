@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from contracts.source import Cache, Index
 from contracts.source._outside import OutsideFiles
-from contracts.source._references import _Wanted, find_references
+from contracts.source._references import Wanted, find_references
 from contracts.source._tree import SourceFile
 from tests.contracts.projects import Project, refused, report
 
@@ -597,7 +597,7 @@ def test_the_search_in_the_bytes_overlooks_nothing(tmp_path_factory, form, place
     Project(folder).write({"pkg/__init__.py": "", "pkg/sub/__init__.py": "", _PLACES[place]: text})
     found = _references(folder, ["pkg.sub.old"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Wanted, "may_be_in", lambda *_, **__: True)
+        patch.setattr(Wanted, "may_be_in", lambda *_, **__: True)
         assert found == _references(folder, ["pkg.sub.old"])
 
 
