@@ -20,6 +20,7 @@ from importlinter.domain.contract import InvalidContractOptions
 from importlinter.domain.imports import ModuleExpression
 
 from contracts._findings import Examination, Finding
+from contracts._ignores import Detail, Ignore, IgnoreField, expired
 from contracts.source import (
     Cache,
     ClassDefinition,
@@ -37,7 +38,10 @@ class DefinitionContract(Contract):
 
     Every subclass has these options beside its own:
 
-    - ``ignore_definitions``: dotted names whose findings do not count.
+    - ``ignore_definitions``: dotted names whose findings do not count. An entry may say why, and the last day
+      on which it counts: ``pkg.old.Class  # until 2027-03-01: moves with the next release``.
+    - ``required_in_ignore_definitions``: what each entry must say: ``reason``, ``until`` or both; neither by
+      default.
     - ``unmatched_ignore_definitions_alerting``: what to do about an ignored name that matches no finding:
       ``error`` (default), ``warn`` or ``none``.
     - ``undecided_alerting``: what to do about a class whose bases reading cannot tell: ``warn`` (default),
@@ -47,7 +51,8 @@ class DefinitionContract(Contract):
 
     type_name: ClassVar[str]
 
-    ignore_definitions = fields.SetField(subfield=fields.StringField(), required=False, default=set())
+    ignore_definitions = fields.SetField(subfield=IgnoreField(), required=False, default=set())
+    required_in_ignore_definitions = fields.SetField(subfield=fields.EnumField(Detail), required=False, default=set())
     unmatched_ignore_definitions_alerting = fields.EnumField(AlertLevel, default=AlertLevel.ERROR)
     undecided_alerting = fields.EnumField(AlertLevel, default=AlertLevel.WARN)
     broken_contract_guidance = fields.TextField(required=False)
@@ -78,7 +83,13 @@ class DefinitionContract(Contract):
             output.console.soft_wrap = True  # a wrapped path:line cannot be clicked or searched for
         return ContractCheck(
             kept=not examination.findings and not examination.problems,
-            metadata={"findings": examination.findings, "problems": examination.problems, "ignored": ignored},
+            metadata={
+                "findings": examination.findings,
+                "undecided": examination.undecided,
+                "problems": examination.problems,
+                "ignored": ignored,
+                "warnings": warnings,
+            },
             warnings=[_escape(warning) for warning in warnings],
         )
 
@@ -95,9 +106,9 @@ class DefinitionContract(Contract):
         _print("")
 
     def _set_aside(self, examination: Examination) -> list[Finding]:
-        names = cast("set[str]", self.ignore_definitions)
+        entries = cast("set[Ignore]", self.ignore_definitions)
         everything = [*examination.findings, *examination.undecided]
-        for name in sorted(names):
+        for name in sorted({entry.name for entry in entries}):
             places = sorted({(f.path, f.line, f.column) for f in everything if f.name == name})
             if len(places) > 1:
                 where = ", ".join(f"{path}:{line}" for path, line, _ in places)
@@ -105,18 +116,35 @@ class DefinitionContract(Contract):
                     f"ignore_definitions: '{name}' names {len(places)} definitions ({where}), and one entry "
                     "may hide only one. Give them different names."
                 )
-        ignored = [finding for finding in everything if finding.name in names]
-        examination.findings = [f for f in examination.findings if f.name not in names]
-        examination.undecided = [f for f in examination.undecided if f.name not in names]
-        return ignored
+        late = {entry.name: entry.until for entry in expired(entries)}
+        names = {entry.name for entry in entries} - late.keys()
+
+        def left(findings: list[Finding]) -> list[Finding]:
+            return [
+                f._replace(message=f"{f.message} (it was ignored until {late[f.name]})") if f.name in late else f
+                for f in findings
+                if f.name not in names
+            ]
+
+        examination.findings = left(examination.findings)
+        examination.undecided = left(examination.undecided)
+        return [finding for finding in everything if finding.name in names]
 
     def _alerts(self, examination: Examination, ignored: list[Finding]) -> list[str]:
         warnings: list[str] = []
         complete = not examination.problems
+        entries = sorted(cast("set[Ignore]", self.ignore_definitions))
+        needed = cast("set[Detail]", self.required_in_ignore_definitions)
+        examination.problems += [
+            f"ignore_definitions: '{entry.name}' gives no {listed(lacking, 'and')}. "
+            f"Write: {entry.name}  # until 2027-03-01: reason"
+            for entry in entries
+            if (lacking := entry.lacks(needed))
+        ]
+        found = {f.name for f in (*ignored, *examination.findings, *examination.undecided)}
         self._alert(self.undecided_alerting, [str(f) for f in examination.undecided], warnings, examination)
         if complete:
-            names = cast("set[str]", self.ignore_definitions)
-            unmatched = sorted(names - {finding.name for finding in ignored})
+            unmatched = sorted({entry.name for entry in entries} - found)
             messages = [
                 f"ignore_definitions: '{name}' matches nothing any more. Remove it." for name in unmatched
             ]

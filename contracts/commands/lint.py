@@ -1,7 +1,95 @@
-"""``moe-contracts lint``: what ``lint-imports`` does."""
+"""``moe-contracts lint``: what ``lint-imports`` does, in formats for programs too."""
 
 from __future__ import annotations
 
-from importlinter.cli import lint_imports_command
+import contextlib
+import importlib
+import io
+import os
+import sys
+from typing import Any
 
-command = lint_imports_command
+import click
+from importlinter import cli as importlinter_cli
+from importlinter.application import rendering
+from importlinter.application.sentinels import NotSupplied
+
+from contracts import report
+from contracts._configuration import read_configuration
+from contracts._writing import check_folder, write_whole
+
+
+@click.command("lint")
+@importlinter_cli.check_options  # type: ignore[untyped-decorator]  # as import-linter gives it
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sarif", "github"]),
+    default="text",
+    show_default=True,
+    help="What to print: text is what lint-imports prints.",
+)
+@click.option("--output", default=None, metavar="FILE", help="Write it to a file, whole or not at all.")
+def command(form: str, output: str | None, **options: Any) -> None:
+    """Check that a project adheres to a set of contracts.
+
+    Takes the options of lint-imports. Exits with 0 if all contracts are kept, 1 if one is broken, and 2 if
+    something could not be checked.
+    """
+    if output is not None:
+        check_folder("--output", output)
+    # As lint-imports does; contracts is loaded already, and no package of that name hides it.
+    sys.path.insert(0, os.getcwd())
+    importlinter_cli._configure_logging(options["verbose"])  # noqa: SLF001  it has no other name
+    if form == "text":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed) if output else contextlib.nullcontext():
+            code = _as_text(options)
+        text = printed.getvalue()
+    else:
+        run = _run(options)
+        code = run.exit_code
+        text = importlib.import_module(f"contracts.report.{form}").render(run)
+        if output is None:
+            click.echo(text, nl=False)
+    if output is not None:
+        write_whole(output, text)
+    sys.exit(code)
+
+
+def _as_text(options: dict[str, Any]) -> int:
+    """Print what lint-imports prints."""
+    if not options["no_logo"]:
+        rendering.print_title()
+    try:
+        done = _lint(options)
+    except Exception as error:
+        if options["debug"]:
+            raise
+        rendering.render_exception(error)
+        return 2
+    rendering.render_report(done[1])
+    return report.exit_code(done[1])
+
+
+def _run(options: dict[str, Any]) -> report.Run:
+    try:
+        with report.quiet():
+            return report.account(*_lint(options))
+    except Exception as error:
+        if options["debug"]:
+            raise
+        return report.Run(failures=[str(error)])
+
+
+def _lint(options: dict[str, Any]) -> tuple[Any, Any]:
+    configuration = read_configuration(options["config"])
+    cache_dir = None if options["no_cache"] else options["cache_dir"] or NotSupplied
+    done = report.lint(
+        configuration,
+        options["contract"],
+        cache_dir=cache_dir,
+        show_timings=options["show_timings"],
+        verbose=options["verbose"],
+    )
+    return configuration, done

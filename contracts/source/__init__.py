@@ -8,7 +8,7 @@ from contracts.source._cache import Cache
 from contracts.source._errors import RootNotFoundError, SourceError, UnknownNameError
 from contracts.source._index import Index
 from contracts.source._left_out import why_left_out
-from contracts.source._tree import relative_path
+from contracts.source._tree import module_path, relative_path
 
 __all__ = [
     "Answer",
@@ -21,6 +21,7 @@ __all__ = [
     "SourceError",
     "UndecidedClass",
     "UnknownNameError",
+    "module_path",
     "relative_path",
     "why_left_out",
 ]

@@ -173,6 +173,19 @@ def relative_path(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
+def module_path(module: str, roots: Sequence[str]) -> str | None:
+    """Where the source of a module of the root packages lies; None if it has none."""
+    for root in roots:
+        if module != root and not module.startswith(f"{root}."):
+            continue
+        inner = module.removeprefix(root).replace(".", os.sep)
+        for directory in _package_directories(root):
+            for candidate in (f"{directory}{inner}{os.sep}__init__.py", f"{directory}{inner}.py"):
+                if os.path.isfile(candidate):
+                    return candidate
+    return None
+
+
 def is_importable(name: str) -> bool:
     """Whether Python would find the top-level package ``name``, found without importing anything."""
     try:

@@ -17,14 +17,12 @@ from click.testing import CliRunner
 from importlinter.application import output
 from importlinter.cli import lint_imports_command
 
+from contracts._types import TYPES
+
 __all__ = ["REPOSITORY", "Outcome", "Project", "listing", "marked", "refused", "report"]
 
 REPOSITORY = Path(__file__).parents[2]
 
-_TYPES = {
-    "placement": "contracts.placement.PlacementContract",
-    "forbidden_definitions": "contracts.forbidden_definitions.ForbiddenDefinitionsContract",
-}
 _COUNTS = re.compile(r"Analyzed \d+ files, \d+ dependencies\.\n-+\n")
 
 # What lets root read and write whatever it likes (Linux: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH) is dropped before
@@ -82,7 +80,7 @@ class Project:
     ) -> None:
         """Write the configuration: ``.importlinter``, or ``pyproject.toml`` where ``syntax`` is "toml"."""
         contracts = [{"name": "Rule", **options} for options in contracts]
-        types = [f"{name}: {path}" for name, path in _TYPES.items()]
+        types = [f"{name}: {path}" for name, path in TYPES.items()]
         head: Options = {"root_packages": roots, "contract_types": types, **(session or {})}
         for name in (".importlinter", "pyproject.toml"):
             (self.folder / name).unlink(missing_ok=True)
