@@ -80,7 +80,8 @@ class Project:
     ) -> None:
         """Write the configuration: ``.importlinter``, or ``pyproject.toml`` where ``syntax`` is "toml"."""
         contracts = [{"name": "Rule", **options} for options in contracts]
-        types = [f"{name}: {path}" for name, path in TYPES.items()]
+        used = {options.get("type") for options in contracts}
+        types = [f"{name}: {path}" for name, path in TYPES.items() if name in used]
         head: Options = {"root_packages": roots, "contract_types": types, **(session or {})}
         for name in (".importlinter", "pyproject.toml"):
             (self.folder / name).unlink(missing_ok=True)
@@ -225,7 +226,8 @@ def _toml(value: str | Sequence[str]) -> str:
 def marked(project: Project, form: str, marks: Sequence[str] = ("broken",)) -> list[str]:
     """The findings that the comments ``# broken: ...`` of a project's files announce, in the order of a report.
 
-    ``marks`` are the words that count in place of "broken"; ``form`` is formatted with ``path``, ``line``, ``column`` (of the class's name), ``module`` and ``text``.
+    ``marks`` are the words that count in place of "broken"; ``form`` is formatted with ``path``, ``line``, ``column``
+    (of the class's name), ``module`` and ``text``.
     """
     pattern = re.compile(rf"^(?P<indent>\s*)class (?P<name>\w+).*  # (?:{'|'.join(marks)}): (?P<text>.+)$")
     lines = []

@@ -43,7 +43,7 @@ FILES = {
         """,
 }
 CONTRACTS = [
-    {"name": "Place, 100%%: all", "type": "placement", "base_classes": ["pkg.base.Base"], "allowed_modules": ["pkg.good"]}
+    {"name": "Place, 100%%: all", "type": "placement", "base_classes": "pkg.base.Base", "allowed_modules": "pkg.good"}
     | {"broken_contract_guidance": "Move it."},
     {"name": "Layers", "type": "layers", "containers": "pkg", "layers": ["high", "middle", "low"], "exhaustive": "True"}
     | {"exhaustive_ignores": ["a", "b", "bad", "base", "good", "net", "secret"]},
