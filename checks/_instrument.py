@@ -4,8 +4,8 @@
 that it costs nothing when it is off.
 
 typeguard's hook (4.6) has gaps that are closed here: a Mock passes every check, only the first item of a collection is
-looked at, and annotations that cannot be resolved only warn. It does not know shapes either: `tie` puts the interface in
-front of a backend, with shapes in the annotations, and a checker that holds equal names to equal sizes.
+looked at, and annotations that cannot be resolved only warn. It does not know shapes either: `tie` puts the interface
+in front of a backend, with shapes in the annotations, and a checker that holds equal names to equal sizes.
 """
 
 import inspect
@@ -94,9 +94,7 @@ def _check_dims(value: Any, dims: Dims, memo: Any) -> None:
     for shape in dims.shapes:
         names = shape.split()
         if len(names) != value.dim():
-            problems.append(
-                f"has {value.dim()} dimensions {list(value.shape)}, expected [{', '.join(names)}]"
-            )
+            problems.append(f"has {value.dim()} dimensions {list(value.shape)}, expected [{', '.join(names)}]")
             continue
         wrong = [
             f"{name} is {size}, but {bound[name]} elsewhere in the call"
@@ -127,9 +125,7 @@ def _is_instrumented(function: FunctionType) -> bool:
 
 def instrumented_functions(kind: type) -> list[str]:
     """The methods of a class, private ones too, that check their types."""
-    return [
-        one.__qualname__ for parent in kind.__mro__ for one in _functions(parent) if _is_instrumented(one)
-    ]
+    return [one.__qualname__ for parent in kind.__mro__ for one in _functions(parent) if _is_instrumented(one)]
 
 
 def uninstrumented_functions(kind: type) -> list[str]:
@@ -166,14 +162,16 @@ class _Tied:
         result = self._backend.prepare(*arguments, **named)
         if len(arguments) == 3:
             return _tied_monolithic_prepare(*arguments, result)
-        return _tied_prepare(*arguments[:3], result)
+        a1, topk_weights, topk_ids = arguments[:3]
+        return _tied_prepare(a1, topk_weights, topk_ids, result)
 
     def prepare_async(self, *arguments: Any, **named: Any) -> Any:
         started = self._backend.prepare_async(*arguments, **named)
         hook, receiver = started if isinstance(started, tuple) else (None, started)
+        a1, topk_weights, topk_ids = arguments[:3]
 
         def receive() -> Any:
-            return _tied_prepare(*arguments[:3], receiver())
+            return _tied_prepare(a1, topk_weights, topk_ids, receiver())
 
         return receive if hook is None else (hook, receive)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import queue
@@ -13,6 +14,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -21,15 +23,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from checks._rows import Place
 
-__all__ = ["Broken", "Message", "NotShown", "ProcessRanks", "Ranks", "ThreadRanks"]
+__all__ = ["START_SECONDS", "Broken", "Message", "NotShown", "ProcessRanks", "Ranks", "Setting", "ThreadRanks"]
 
-_START_SECONDS = 60.0
+START_SECONDS = 180.0
+"""How long ranks may take until they are ready."""
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 -- what it is called in the report
     """A property does not hold; the message says what was found and what was expected."""
 
 
@@ -37,7 +41,7 @@ class NotShown(Exception):  # noqa: N818 -- it is no error
     """A property cannot be shown here; the message is the reason."""
 
 
-class Abandoned(RuntimeError):
+class Abandoned(RuntimeError):  # noqa: N818 -- the error is another rank's
     """Another rank has failed, so nobody will answer this one."""
 
 
@@ -46,7 +50,7 @@ class Message(NamedTuple):
 
     rank: int
     what: str
-    """``done``, ``gather``, ``broken``, ``not shown``, ``raised`` or ``died``."""
+    """``ready``, ``done``, ``gather``, ``broken``, ``not shown``, ``raised`` or ``died``."""
     value: Any
     when: float = 0.0
 
@@ -88,13 +92,30 @@ def _described(error: BaseException) -> str:
     return f"raised {type(error).__name__}{where}: {error}\n{trace}"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a world's ranks are made with."""
+
+    size: int
+    device: str
+    transport: str
+    seconds: float
+    """How long one exchange between ranks may take."""
+    instrumented: tuple[str, ...]
+    """Packages that are imported under typeguard's hook (processes only)."""
+    imports: tuple[str, ...]
+    """Modules that are imported before the first job, so that its deadline is not spent on them (processes only)."""
+
+    def place(self, rank: int) -> Place:
+        """Where a rank is."""
+        return Place(rank, self.size, torch.device(self.device), self.transport, self.seconds)
+
+
 class Ranks(ABC):
-    """The ranks of a world, whatever they run in."""
+    """The ranks of a world, whatever they run in. Each says ``ready`` before it takes its first job."""
 
     @abstractmethod
-    def __init__(
-        self, size: int, device: str, transport: str, seconds: float, instrumented: tuple[str, ...]
-    ) -> None: ...
+    def __init__(self, setting: Setting) -> None: ...
 
     @abstractmethod
     def send(self, rank: int, message: Any) -> None:
@@ -145,43 +166,49 @@ class _ThreadedDistributed:
         with cls._lock:
             cls._users += 1
             if cls._users == 1:
-                c10d: Any = dist.distributed_c10d
+                c10d = cls._c10d()
                 cls._before, c10d._world = c10d._world, _ThreadLocalWorld()  # noqa: SLF001 -- as torch's own tests do
-                torch._C._distributed_c10d._set_thread_isolation_mode(True)  # noqa: SLF001
+                cls._isolate(on=True)
+
+    @staticmethod
+    def _c10d() -> Any:
+        return dist.distributed_c10d
+
+    @staticmethod
+    def _isolate(*, on: bool) -> None:
+        native: Any = torch._C  # noqa: SLF001 -- torch's own tests of threaded ranks do the same
+        native._distributed_c10d._set_thread_isolation_mode(on)  # noqa: SLF001
 
     @classmethod
     def leave(cls) -> None:
         with cls._lock:
             cls._users -= 1
             if cls._users == 0:
-                c10d: Any = dist.distributed_c10d
-                c10d._world = cls._before  # noqa: SLF001
-                torch._C._distributed_c10d._set_thread_isolation_mode(False)  # noqa: SLF001
+                cls._c10d()._world = cls._before  # noqa: SLF001
+                cls._isolate(on=False)
 
 
 class ThreadRanks(Ranks):
     """Ranks in threads of this process."""
 
-    def __init__(
-        self, size: int, device: str, transport: str, seconds: float, instrumented: tuple[str, ...]
-    ) -> None:
-        assert not instrumented
+    def __init__(self, setting: Setting) -> None:
+        assert not setting.instrumented
         torch.set_num_threads(1)
-        self._seconds = seconds
+        size, self._seconds = setting.size, setting.seconds
         _ThreadedDistributed.enter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._boxes: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
-        store = dist.HashStore()
+        store = HashStore()
         self._threads = []
         for rank in range(size):
-            place = Place(rank, size, torch.device(device), transport, seconds)
+            place = setting.place(rank)
             thread = threading.Thread(
                 target=self._main, args=(place, store, self._boxes[rank]), name=f"rank {rank}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
 
-    def _main(self, place: Place, store: dist.Store, box: "queue.SimpleQueue[Any]") -> None:
+    def _main(self, place: Place, store: Store, box: "queue.SimpleQueue[Any]") -> None:
         def say(what: str, value: Any) -> None:
             self._inbox.put(Message(place.rank, what, value, time.monotonic()))
 
@@ -192,6 +219,7 @@ class ThreadRanks(Ranks):
             world_size=place.world_size,
             timeout=timedelta(seconds=place.seconds),
         )
+        say("ready", None)
         while True:
             job = box.get()
             if job is None:
@@ -231,7 +259,7 @@ class ThreadRanks(Ranks):
         threading.Thread(target=self._reap, daemon=True).start()
 
     def _reap(self) -> None:
-        # A thread cannot be killed: it ends when what it waits for times out; if it does not, at its next step in Python.
+        # A thread cannot be killed: it ends when what it waits for times out, or else at its next step in Python.
         end = time.monotonic() + 3 * self._seconds
         for thread in self._threads:
             thread.join(timeout=max(0.0, end - time.monotonic()))
@@ -244,31 +272,40 @@ class ThreadRanks(Ranks):
         _ThreadedDistributed.leave()
 
 
-def _process_main(
-    place: Place, port: int, stack_file: str, instrumented: tuple[str, ...], pipe: Connection
-) -> None:
+def _process_main(setting: Setting, rank: int, port: int, stack_file: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    place = setting.place(rank)
     with Path(stack_file).open("w", encoding="utf-8") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks)
-        if instrumented:
+        if setting.instrumented:
             from checks._instrument import install  # noqa: PLC0415 -- typeguard is imported only where it is used
 
-            install(instrumented)
+            install(setting.instrumented)
         if place.device.type == "cuda":
             torch.cuda.set_device(place.device.index or 0)
 
         def say(what: str, value: Any) -> None:
             pipe.send(Message(place.rank, what, value, time.monotonic()))
 
-        patience = timedelta(seconds=_START_SECONDS)
-        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
+        patience = timedelta(seconds=START_SECONDS)
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
         # Ranks need not start at the same moment; only then does the short timeout hold.
-        dist.init_process_group(
-            "gloo", store=store, rank=place.rank, world_size=place.world_size, timeout=patience
-        )
+        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world_size, timeout=patience)
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=place.seconds))  # noqa: SLF001 -- no public way
+        try:
+            for name in setting.imports:
+                importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is why there can be no world
+            say("raised", _described(error))
+        else:
+            say("ready", None)
         while True:
-            job = pipe.recv()
+            try:
+                job = pipe.recv()
+            except (ImportError, AttributeError) as error:
+                # The job names what this process cannot import, such as a row whose factory is a lambda.
+                say("raised", _described(error))
+                break
             if job is None:
                 break
             if isinstance(job[0], str):
@@ -281,22 +318,19 @@ def _process_main(
 class ProcessRanks(Ranks):
     """Ranks in processes of their own."""
 
-    def __init__(
-        self, size: int, device: str, transport: str, seconds: float, instrumented: tuple[str, ...]
-    ) -> None:
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    def __init__(self, setting: Setting) -> None:
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory(prefix="moe-checks-")
         # A process that imports torch once and is forked for each rank; CUDA cannot be used after a fork.
-        context = multiprocessing.get_context("spawn" if device == "cuda" else "forkserver")
-        if device != "cuda":
+        context: Any = multiprocessing.get_context("spawn" if setting.device == "cuda" else "forkserver")
+        if setting.device != "cuda":
             context.set_forkserver_preload(["torch.distributed", "checks._ranks"])
         self._processes, self._pipes = [], []
-        for rank in range(size):
+        for rank in range(setting.size):
             ours, theirs = context.Pipe()
-            place = Place(rank, size, torch.device(device), transport, seconds)
             process = context.Process(
                 target=_process_main,
-                args=(place, self._store.port, self._stack_file(rank), instrumented, theirs),
+                args=(setting, rank, self._store.port, self._stack_file(rank), theirs),
                 daemon=True,
             )
             process.start()
@@ -316,11 +350,11 @@ class ProcessRanks(Ranks):
             return
 
     def receive(self, timeout: float) -> Message | None:
-        alive = {self._pipes[rank]: rank for rank in range(len(self._pipes)) if rank not in self._dead}
+        alive: dict[Any, int] = {self._pipes[rank]: rank for rank in range(len(self._pipes)) if rank not in self._dead}
         for pipe in wait_for_any(list(alive), timeout=timeout):
-            rank = alive[pipe]  # type: ignore[index]  # only connections were given
+            rank = alive[pipe]
             try:
-                message: Message = pipe.recv()  # type: ignore[union-attr]
+                message: Message = self._pipes[rank].recv()
             except (EOFError, ConnectionResetError):
                 self._dead.add(rank)
                 self._processes[rank].join(timeout=5.0)

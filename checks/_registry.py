@@ -65,9 +65,7 @@ def check(
         if name in CHECKS:
             raise ValueError(f"{where}: there is a check of this name in {CHECKS[name].topic} already.")
         topic = function.__module__.rpartition(".")[2]
-        CHECKS[name] = Check(
-            name, function, tuple(cases), tuple(wrong), topic, monolithic, drawn, instrumented
-        )
+        CHECKS[name] = Check(name, function, tuple(cases), tuple(wrong), topic, monolithic, drawn, instrumented)
         return function
 
     return register

@@ -106,14 +106,8 @@ def _within(narrow: Any, wide: Any) -> bool:
     ours, theirs = typing.get_args(narrow), typing.get_args(wide)
     if not ours or not theirs or origin is not tuple:
         return True
-    return len(ours) == len(theirs) and all(
-        _within(one, other) for one, other in zip(ours, theirs, strict=True)
-    )
+    return len(ours) == len(theirs) and all(_within(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def _name(annotation: Any) -> str:
-    return (
-        annotation.__name__
-        if inspect.isclass(annotation) and not typing.get_args(annotation)
-        else str(annotation)
-    )
+    return annotation.__name__ if inspect.isclass(annotation) and not typing.get_args(annotation) else str(annotation)

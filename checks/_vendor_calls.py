@@ -24,9 +24,7 @@ def _signature(text: str) -> inspect.Signature:
         if name == "*":
             kind = inspect.Parameter.KEYWORD_ONLY  # type: ignore[assignment]  # of the same enum
         else:
-            parameters.append(
-                inspect.Parameter(name, kind, default=None if default else inspect.Parameter.empty)
-            )
+            parameters.append(inspect.Parameter(name, kind, default=None if default else inspect.Parameter.empty))
     return inspect.Signature(parameters)
 
 
@@ -48,20 +46,16 @@ class VendorCalls:
                 if not isinstance(tensor, torch.Tensor) or name in _STRIDES_DO_NOT_MATTER:
                     continue
                 if not tensor.is_contiguous():
-                    yield f"{name} has strides {list(tensor.stride())} for shape {list(tensor.shape)}, expected contiguous"
+                    strides, shape = list(tensor.stride()), list(tensor.shape)
+                    yield f"{name} has strides {strides} for shape {shape}, expected contiguous"
             if (
                 name in ID_PARAMETERS
                 and isinstance(value, torch.Tensor)
                 and value.numel()
                 and value.device.type == "cpu"
-            ):
-                if int(value.min()) < self.lowest_id:
-                    yield f"{name} holds {int(value.min())}, expected at least {self.lowest_id}"
-            if (
-                name in _WEIGHT_PARAMETERS
-                and isinstance(value, torch.Tensor)
-                and value.dtype is not torch.float32
-            ):
+            ) and int(value.min()) < self.lowest_id:
+                yield f"{name} holds {int(value.min())}, expected at least {self.lowest_id}"
+            if name in _WEIGHT_PARAMETERS and isinstance(value, torch.Tensor) and value.dtype is not torch.float32:
                 yield f"{name} is {value.dtype}, expected torch.float32"
         if method in self.low_latency:
             yield from _low_latency_demands(arguments)
@@ -81,9 +75,7 @@ def _low_latency_demands(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _vendor(name: str, lowest_id: int, *low_latency: str, **methods: str) -> VendorCalls:
-    return VendorCalls(
-        name, {method: _signature(text) for method, text in methods.items()}, lowest_id, low_latency
-    )
+    return VendorCalls(name, {method: _signature(text) for method, text in methods.items()}, lowest_id, low_latency)
 
 
 _LL_TAIL = """cumulative_local_expert_recv_stats=., dispatch_wait_recv_cost_stats=., use_fp8=., round_scale=.,
@@ -117,7 +109,8 @@ VENDORS = {
         dispatch="""x, handle=., num_tokens_per_rank=., num_tokens_per_rdma_rank=., is_token_in_rank=.,
             num_tokens_per_expert=., topk_idx=., topk_weights=., expert_alignment=., num_worst_tokens=., config=.,
             previous_event=., async_finish=., allocate_on_comm_stream=.""",
-        combine="x, handle, topk_weights=., bias=., config=., previous_event=., async_finish=., allocate_on_comm_stream=.",
+        combine="""x, handle, topk_weights=., bias=., config=., previous_event=., async_finish=.,
+            allocate_on_comm_stream=.""",
         low_latency_dispatch=f"""x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts,
             {_LL_TAIL}""",
         low_latency_combine="""x, topk_idx, topk_weights, handle, use_logfmt=., zero_copy=., async_finish=.,

@@ -74,7 +74,7 @@ class GivesNoHook(Honest):
     wrong=[DropsTheReceiveHook, SaysAsyncAndIsNot, GivesNoHook],
 )
 def async_equals_sync(bench: Bench, case: Case) -> None:
-    """prepare_async and finalize_async, hook then receiver, give what prepare and finalize give; supports_async is true of them."""
+    """Where supports_async is True the two halves, hook then receiver, give what prepare and finalize give."""
     backend = bench.build(case)
     sync = bench.trip(case, backend).run()
     problem = sync.problem("the synchronous output")
@@ -163,7 +163,7 @@ def _overlap(bench: Bench, trips: list[Trip]) -> None:
             receiver()
         trip.experts()
     ending = [trip.finalize_async() for trip in trips]
-    for trip, (hook, receiver) in reversed(list(zip(trips, ending, strict=True))):
+    for trip, (hook, done) in reversed(list(zip(trips, ending, strict=True))):
         with bench.micro_batch(trip.number):
             hook()
-            receiver()
+            done()

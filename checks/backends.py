@@ -34,9 +34,7 @@ def _group(place: Place, layer: Layer, name: str) -> Any:
             return _VENDOR_GROUPS.group
         if _VENDOR_GROUPS.group is not None:
             _VENDOR_GROUPS.group.close()
-    made = transports.EpGroup(
-        device=place.device, timeout=timedelta(seconds=place.seconds), transport=place.transport
-    )
+    made = transports.EpGroup(device=place.device, timeout=timedelta(seconds=place.seconds), transport=place.transport)
     if place.transport == "vendor":
         _VENDOR_GROUPS.key, _VENDOR_GROUPS.group = key, made
     return made
@@ -74,9 +72,7 @@ def _through_the_factory(name: str, monolithic: bool, place: Place, layer: Layer
     utils = importlib.import_module(f"{DEFAULT_PACKAGE}.all2all_utils")
     moe, group = _config(place, layer, name), _group(place, layer, name)
     if place.world_size == 1:
-        return utils.make_all2all_prepare_finalize(
-            name, moe, layer.quant_config, group, layer.tables, monolithic
-        )
+        return utils.make_all2all_prepare_finalize(name, moe, layer.quant_config, group, layer.tables, monolithic)
     return utils.maybe_make_prepare_finalize(
         moe, layer.quant_config, layer.tables, use_monolithic=monolithic, ep_group=group
     )
@@ -95,9 +91,7 @@ def _no_dp_ep(fused_moe: str, monolithic: bool, _place: Place, _layer: Layer) ->
 def _round_up(name: str, hidden: int, dtype: torch.dtype) -> int:
     utils = importlib.import_module(f"{DEFAULT_PACKAGE}.all2all_utils")
     config = importlib.import_module(f"{DEFAULT_PACKAGE}.config")
-    parallel = config.FusedMoEParallelConfig.make(
-        1, 1, 2, 1, rank=0, enable_expert_parallel=True, all2all_backend=name
-    )
+    parallel = config.FusedMoEParallelConfig.make(1, 1, 2, 1, rank=0, enable_expert_parallel=True, all2all_backend=name)
     size: int = utils.maybe_roundup_layer_hidden_size(hidden, dtype, parallel)
     return size
 

@@ -156,8 +156,7 @@ class Trip:
         self.layer = bench.layer(case)
         self.on_cpu = bench.inputs(case)
         self.a1, self.weights, self.ids = (
-            tensor.to(bench.device, copy=True)
-            for tensor in (self.on_cpu.a1, self.on_cpu.weights, self.on_cpu.ids)
+            tensor.to(bench.device, copy=True) for tensor in (self.on_cpu.a1, self.on_cpu.weights, self.on_cpu.ids)
         )
         self.poison = float("nan")
         """What the experts leave where there is no row or no expert of this rank."""
@@ -268,7 +267,8 @@ class Trip:
         if self.meta is None:
             return rows.new_ones((self.a1q.size(0), rows.numel()), dtype=torch.bool)
         # Experts read as many counts as they are, and do not see that there are more.
-        return rows < self.meta.expert_num_tokens[: self.a1q.size(0)].unsqueeze(1)
+        counts: torch.Tensor = self.meta.expert_num_tokens
+        return rows < counts[: self.a1q.size(0)].unsqueeze(1)
 
     def experts(self) -> "Trip":
         """Run the reference experts on what was prepared."""
@@ -292,9 +292,7 @@ class Trip:
         own, ids = self.own_slots(), self.driver_ids.long()
         out = values.unsqueeze(1) * each[torch.where(own, ids, 0)].unsqueeze(2)
         if self.case.reduction == "noop":
-            weights = (
-                torch.ones_like(self.driver_weights) if self.case.weight_on_input else self.driver_weights
-            )
+            weights = torch.ones_like(self.driver_weights) if self.case.weight_on_input else self.driver_weights
             weighted = torch.where(own, weights.double(), 0.0).unsqueeze(2)
             return torch.where(own.unsqueeze(2), out * weighted, 0.0).sum(dim=1)
         # A slot of another rank's expert is zero, as experts leave it; a slot that is marked may hold anything.

@@ -89,9 +89,7 @@ class WeighsTheExpertsOutput(Honest):
     seen_in = "TopKWeightAndReduceContiguous, NaiveBatched"
     caught_in = 1
 
-    def weigh(
-        self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool
-    ) -> torch.Tensor:
+    def weigh(self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool) -> torch.Tensor:
         """Through a view."""
         if not on_input:
             fused.view(-1, fused.size(2)).mul_(weights.reshape(-1, 1))
@@ -101,9 +99,7 @@ class WeighsTheExpertsOutput(Honest):
 @check(
     cases=[
         *variants(Case(), reduction=("delegate", "contiguous", "noop", "naive_batched")),
-        *variants(
-            Case(topk=1, weight_on_input=True), reduction=("delegate", "contiguous", "noop", "naive_batched")
-        ),
+        *variants(Case(topk=1, weight_on_input=True), reduction=("delegate", "contiguous", "noop", "naive_batched")),
         Case(routing="holes"),
     ],
     wrong=[WeighsTheExpertsOutput],
@@ -112,23 +108,17 @@ class WeighsTheExpertsOutput(Honest):
 def finalize_leaves_its_inputs_alone(bench: Bench, case: Case) -> None:
     """Finalize leaves the experts' output, weights and ids bit for bit, unless it declares that it consumes them."""
     if bench.row.consumes_expert_output:
-        raise NotShown(
-            bench.row.why("consumes_expert_output", "its finalize may overwrite the experts' output")
-        )
+        raise NotShown(bench.row.why("consumes_expert_output", "its finalize may overwrite the experts' output"))
     trip = bench.trip(case).prepare().experts()
     if trip.logits is not None:
         kept = keep(fused_expert_output=trip.fused)
     else:
-        kept = keep(
-            fused_expert_output=trip.fused, topk_weights=trip.driver_weights, topk_ids=trip.driver_ids
-        )
+        kept = keep(fused_expert_output=trip.fused, topk_weights=trip.driver_weights, topk_ids=trip.driver_ids)
     trip.finalize()
     bench.same_on_all(next((found for found in (one.problem() for one in kept) if found), None))
 
 
-_UNWRITTEN: frozenset[Any] = frozenset(
-    {torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty}
-)
+_UNWRITTEN: frozenset[Any] = frozenset({torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty})
 
 
 class PoisonedAllocator(TorchFunctionMode):
@@ -167,9 +157,7 @@ class ScalesWithPadding(Honest):
     seen_in = "deepep_v2, 50511"
     caught_in = 1
 
-    def quantized_after(
-        self, rows: torch.Tensor, total: int, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantized_after(self, rows: torch.Tensor, total: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """All rows."""
         return super().quantized_after(rows, rows.size(0), config)
 
@@ -203,8 +191,11 @@ class ReadsPaddingOfExpertOutput(HonestBatched):
 
 
 @check(
-    cases=variants(Case(tokens=(5, 2, 7, 3)), quantization=QUANTIZATIONS)
-    + [Case(routing="holes", quantization="fp8_tensor"), Case(routing="few_experts")],
+    cases=[
+        *variants(Case(tokens=(5, 2, 7, 3)), quantization=QUANTIZATIONS),
+        Case(routing="holes", quantization="fp8_tensor"),
+        Case(routing="few_experts"),
+    ],
     wrong=[ScalesWithPadding, FillsTooLate, ReadsPaddingOfExpertOutput],
 )
 def padding_never_matters(bench: Bench, case: Case) -> None:
@@ -236,10 +227,9 @@ def _overwrite_padding(trip: Trip, poison: float) -> None:
         if tensor is not None and tensor.shape[:-1] == empty.shape:
             bad = torch.empty_like(tensor)
             poison_(bad, poison)
-            if tensor.element_size() == 1:
-                # Assignment by a mask knows no fp8.
-                tensor, bad = tensor.view(torch.uint8), bad.view(torch.uint8)
-            tensor[empty] = bad[empty]
+            # Assignment by a mask knows no fp8.
+            dtype = torch.uint8 if tensor.element_size() == 1 else tensor.dtype
+            tensor.view(dtype)[empty] = bad.view(dtype)[empty]
 
 
 class GivesScratch(HonestMonolithic):
@@ -344,9 +334,11 @@ class LeavesRowsUnwritten(Honest):
     wrong=[ZeroesTheOutputFirst, TakesTheOutputForContiguous, LeavesRowsUnwritten],
 )
 def finalize_writes_exactly_the_output(bench: Bench, case: Case) -> None:
-    """Finalize writes every element of output and none beside it, also where output is strided or is the experts' own."""
+    """Finalize writes every element of output and none beside it, also where output is strided or the experts' own."""
     if case.variant == "alias" and not bench.row.takes_aliased_output:
-        raise NotShown(bench.row.why("takes_aliased_output=False", "output never shares memory with the experts' output"))
+        raise NotShown(
+            bench.row.why("takes_aliased_output=False", "output never shares memory with the experts' output")
+        )
     trip = bench.trip(case).prepare().experts()
     if case.variant == "alias":
         rows = trip.fused.view(-1, trip.fused.size(-1))
@@ -356,9 +348,7 @@ def finalize_writes_exactly_the_output(bench: Bench, case: Case) -> None:
     problem = None
     if trip.output.isnan().any():
         index = [int(part) for part in trip.output.isnan().nonzero()[0]]
-        problem = (
-            f"{int(trip.output.isnan().sum())} elements of output were not written, the first at {index}"
-        )
+        problem = f"{int(trip.output.isnan().sum())} elements of output were not written, the first at {index}"
     if case.strided and not trip.backing[:, 1::2].isnan().all():
         written = int((~trip.backing[:, 1::2].isnan()).sum())
         problem = f"{written} elements beside output were written"

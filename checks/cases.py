@@ -47,9 +47,7 @@ class Case:
 
     def __str__(self) -> str:
         changed = [
-            f"{one.name}={getattr(self, one.name)!r}"
-            for one in fields(self)
-            if getattr(self, one.name) != one.default
+            f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if getattr(self, one.name) != one.default
         ]
         return f"Case({', '.join(changed)})"
 
@@ -88,7 +86,7 @@ def _routed(case: Case, rank: int, tokens: int, generator: torch.Generator) -> t
 
 @lru_cache(maxsize=64)
 def inputs(case: Case, rank: int, hidden: int, dtype: torch.dtype, seed: int) -> Inputs:
-    """A rank's inputs on the CPU, the same on whichever rank this is called; magnitudes differ by 10 between neighbours.
+    """A rank's inputs on the CPU, the same on whichever rank this is called; neighbours' magnitudes differ by 10.
 
     The tensors are shared by all who ask, and are not to be written. Rows without any expert hold NaN.
     """

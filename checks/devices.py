@@ -13,6 +13,10 @@ from checks.cases import Case
 from checks.honest import Honest
 
 
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 class FreesWhatAnotherStreamReads(Honest):
     """Sends from memory of its own on a stream of its own, and lets go of it."""
 
@@ -21,17 +25,16 @@ class FreesWhatAnotherStreamReads(Honest):
     caught_in = 1
     needs = "cuda"
 
-    def outgoing(
-        self, a1: torch.Tensor, scheme: str, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def outgoing(self, a1: torch.Tensor, scheme: str, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The copy that travels is made when its source is gone."""
         rows, scale = super().outgoing(a1, scheme, config)
         source = rows.clone()
-        stream = torch.cuda.Stream()
+        stream = _stream()
         stream.wait_stream(torch.cuda.current_stream())
         travelling = torch.empty_like(rows)
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(20_000_000)  # noqa: SLF001 -- what torch's own tests delay a stream with
+            sleep: Any = torch.cuda._sleep  # noqa: SLF001 -- what torch's own tests delay a stream with
+            sleep(20_000_000)
             travelling.copy_(source)
         del source
         torch.empty_like(rows).fill_(float("nan"))
@@ -49,7 +52,7 @@ class FillsOnAnotherStream(Honest):
 
     def incoming(self, got: Any, scheme: str, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The fill is late."""
-        stream = torch.cuda.Stream()
+        stream = _stream()
         with torch.cuda.stream(stream):
             got.rows.view(torch.uint8).fill_(0xFF)
         torch.cuda.current_stream().wait_stream(stream)
@@ -71,17 +74,17 @@ def _churn(bench: Bench, like: torch.Tensor) -> Iterator[None]:
 
 
 @check(
-    cases=variants(Case(), quantization=("none", "fp8_token", "fp8_block")) + [Case(routing="holes")],
+    cases=[*variants(Case(), quantization=("none", "fp8_token", "fp8_block")), Case(routing="holes")],
     wrong=[FreesWhatAnotherStreamReads, FillsOnAnotherStream],
 )
 def tensors_outlive_their_streams(bench: Bench, case: Case) -> None:
-    """Tensors that cross streams outlive their use: memory that is freed and filled between the halves changes nothing."""
+    """Tensors that cross streams outlive their use: memory freed and filled between the halves changes nothing."""
     bench.on_cuda("streams exist on a GPU only")
     backend = bench.build(case)
     problem = None
     for number in range(3):
         trip = bench.trip(case, backend)
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(_stream()):
             like = trip.a1.clone()
             if backend.supports_async():
                 hook, receiver = trip.prepare_async()
@@ -114,19 +117,22 @@ class WaitsForTheHost(Honest):
 
 
 @check(
-    cases=variants(Case(tokens=(8, 8, 8, 8)), quantization=("none", "fp8_token", "fp8_block", "fp8_tensor"))
-    + [Case(tokens=(1, 1, 1, 1)), Case(tokens=(8, 8, 8, 8), routing="all_missing")],
+    cases=[
+        *variants(Case(tokens=(8, 8, 8, 8)), quantization=("none", "fp8_token", "fp8_block", "fp8_tensor")),
+        Case(tokens=(1, 1, 1, 1)),
+        Case(tokens=(8, 8, 8, 8), routing="all_missing"),
+    ],
     wrong=[WaitsForTheHost],
 )
 def graph_replay_equals_eager(bench: Bench, case: Case) -> None:
-    """Where it is declared capturable, nothing waits for the host, and a replay with changed inputs gives what eager calls give."""
+    """Where it is declared capturable, nothing waits for the host, and a replay with changed inputs equals eager."""
     bench.on_cuda("CUDA graphs exist on a GPU only")
     if not bench.row.capturable:
         raise NotShown(bench.row.why("capturable=False", "its calls wait for the host"))
     backend = bench.build(case)
     trip = bench.trip(case, backend)
     fused = trip.run().fused.clone()
-    side = torch.cuda.Stream()
+    side = _stream()
     side.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
     prepared: Any = None

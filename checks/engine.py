@@ -62,9 +62,7 @@ def all_checks() -> dict[str, Check]:
     return CHECKS
 
 
-def run_case(
-    place: Place, gather: Callable[[Any], list[Any]], row: Backend, name: str, case: Case, seed: int
-) -> None:
+def run_case(place: Place, gather: Callable[[Any], list[Any]], row: Backend, name: str, case: Case, seed: int) -> None:
     """Run a check's case on one rank."""
     all_checks()[name].function(Bench(row, place, gather, seed), case)
 
@@ -114,9 +112,7 @@ def judge(world: World, row: Backend, check: Check, seed: int = 0) -> Outcome:
 
     def outcome(status: Status, message: str, detail: str = "") -> Outcome:
         seconds = time.perf_counter() - start
-        return Outcome(
-            row.name, check.name, world.size, status, message, detail, tuple(left_out), count, seconds
-        )
+        return Outcome(row.name, check.name, world.size, status, message, detail, tuple(left_out), count, seconds)
 
     def run(case: Case) -> None:
         world.run(run_case, row, check.name, case, seed)

@@ -1,16 +1,16 @@
 """Worlds of ranks, in threads for speed and in processes for truth, that run functions within a deadline.
 
-Each rank has ``torch.distributed`` to itself, over gloo. Whatever goes wrong in a rank (an exception, a hang, the end of
-its process) is the result of that run and of no other: the world is made anew for the next one.
+Each rank has ``torch.distributed`` to itself, over gloo. Whatever goes wrong in a rank (an exception, a hang, the end
+of its process) is the result of that run and of no other: the world is made anew for the next one.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from checks._ranks import Broken, Message, NotShown, ProcessRanks, Ranks, ThreadRanks
+from checks._ranks import START_SECONDS, Broken, Message, NotShown, ProcessRanks, Ranks, Setting, ThreadRanks
 
 __all__ = ["Broken", "NotShown", "World", "WorldFailure", "Worlds", "worlds"]
 
@@ -38,6 +38,7 @@ class World:
     - ``seconds``: how long one exchange between ranks may take.
     - ``deadline``: how long one function may take on all ranks together.
     - ``instrumented``: packages that are imported under typeguard's hook (processes only).
+    - ``imports``: modules that are imported before the deadline counts (processes only).
     """
 
     def __init__(
@@ -50,15 +51,16 @@ class World:
         seconds: float = 10.0,
         deadline: float = 60.0,
         instrumented: tuple[str, ...] = (),
+        imports: tuple[str, ...] = (),
     ) -> None:
         if instrumented and kind == "threads":
             raise ValueError("World: instrumented packages need ranks of their own processes, found threads.")
         self.size, self.kind, self.device = size, kind, device
-        self.transport, self.seconds, self.deadline = transport, seconds, deadline
-        self.instrumented = instrumented
+        self.transport, self.deadline = transport, deadline
+        self._setting = Setting(size, device, transport, seconds, instrumented, imports)
         self._ranks: Ranks | None = None
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,27 +78,49 @@ class World:
         ``gather(value)`` gives every rank's value by rank, and ends with an error as soon as any rank has failed.
         Raises WorldFailure.
         """
-        if self._ranks is None:
-            make = ThreadRanks if self.kind == "threads" else ProcessRanks
-            self._ranks = make(self.size, self.device, self.transport, self.seconds, self.instrumented)
-        ranks = self._ranks
-        for rank in range(self.size):
-            ranks.send(rank, (function, arguments))
+        ranks = self._started()
         try:
+            for rank in range(self.size):
+                ranks.send(rank, (function, arguments))
             results = self._collect(ranks)
         except BaseException:
-            ranks.kill()
-            self._ranks = None
+            self._drop(ranks)
             raise
         failures = [message for message in results.values() if message.what != "done"]
         if not failures:
             return [results[rank].value for rank in range(self.size)]
         if len(results) < self.size or any(message.what in {"raised", "died"} for message in failures):
-            ranks.kill()
-            self._ranks = None
+            self._drop(ranks)
         # What failed first is the cause; what others say of a rank that has gone is not.
         first = min(failures, key=lambda message: (message.what != "died", message.when))
         raise WorldFailure(first.what, first.rank, first.value)  # type: ignore[arg-type]  # not "done"
+
+    def _started(self) -> Ranks:
+        """The ranks, each of them ready."""
+        if self._ranks is not None:
+            return self._ranks
+        ranks = (ThreadRanks if self.kind == "threads" else ProcessRanks)(self._setting)
+        try:
+            self._await(ranks)
+        except BaseException:
+            self._drop(ranks)
+            raise
+        self._ranks = ranks
+        return ranks
+
+    def _await(self, ranks: Ranks) -> None:
+        waiting, end = set(range(self.size)), time.monotonic() + START_SECONDS
+        while waiting:
+            message = ranks.receive(max(0.0, end - time.monotonic()))
+            if message is None:
+                raise WorldFailure("hung", min(waiting), f"it was not ready after {START_SECONDS:g} s")
+            if message.what != "ready":
+                raise WorldFailure(message.what, message.rank, message.value)  # type: ignore[arg-type]  # a failure
+            waiting.remove(message.rank)
+
+    def _drop(self, ranks: Ranks) -> None:
+        ranks.kill()
+        self._ranks = None
 
     def _collect(self, ranks: Ranks) -> dict[int, Message]:
         """Wait for each rank's answer, or for as long as it makes sense after a failure."""
@@ -117,6 +141,8 @@ class World:
                     f"rank{'s' if len(waiting) > 1 else ''} {', '.join(map(str, waiting))} of {self.size} did not "
                     f"finish within {self.deadline:g} s.\n{stacks}",
                 )
+            if message.rank in results:
+                continue  # the end of a process that has answered
             if message.what == "gather":
                 gathered[message.rank] = message.value
                 if failed:

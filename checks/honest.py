@@ -116,9 +116,7 @@ class Honest:
     def check_ids(self, ids: torch.Tensor, num_experts: int) -> None:
         """Refuse ids that name nothing."""
         if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= num_experts):
-            raise ValueError(
-                f"ids from {int(ids.min())} to {int(ids.max())}, expected -1 to {num_experts - 1}"
-            )
+            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected -1 to {num_experts - 1}")
 
     def physical_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids as the wire knows them."""
@@ -169,9 +167,7 @@ class Honest:
             return (x.float() / wide).clamp(-448.0, 448.0).to(FP8)
         return (x.float() / wide).clamp(-127.0, 127.0).round().to(torch.int8)
 
-    def quantized_after(
-        self, rows: torch.Tensor, total: int, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantized_after(self, rows: torch.Tensor, total: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Received rows under one scale, computed from those that are real."""
         scale = self.scales_of(rows[:total], "fp8_tensor", config)
         return self.quantize(rows, scale, "fp8_tensor"), scale
@@ -198,9 +194,7 @@ class Honest:
         assert hook is not None
         return got, hook
 
-    def outgoing(
-        self, a1: torch.Tensor, scheme: str, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def outgoing(self, a1: torch.Tensor, scheme: str, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rows as they travel, and the scales that travel with them."""
         if scheme in {"none", "fp8_tensor"}:
             return a1.contiguous(), None
@@ -216,9 +210,7 @@ class Honest:
             return got.rows, self.scales_of(got.rows, scheme, config)
         return got.rows, got.scales
 
-    def result(
-        self, got: Received, scheme: str, config: Any, weights_dtype: torch.dtype, flight: _Flight
-    ) -> Prepared:
+    def result(self, got: Received, scheme: str, config: Any, weights_dtype: torch.dtype, flight: _Flight) -> Prepared:
         """What prepare gives once the rows are here."""
         rows, scale = self.incoming(got, scheme, config)
         total = int(got.total)
@@ -277,9 +269,7 @@ class Honest:
 
     # Steps of finalize
 
-    def weigh(
-        self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool
-    ) -> torch.Tensor:
+    def weigh(self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool) -> torch.Tensor:
         """One row for each received row: ``[rows, hidden]`` float32 of ``[rows, topk, hidden]``."""
         kept = torch.where((ids >= 0).unsqueeze(2), fused.float(), 0.0)
         return (kept if on_input else kept * weights.float().unsqueeze(2)).sum(dim=1)
@@ -353,9 +343,7 @@ class HonestBatched(Honest):
         """How many rows there are for an expert."""
         return self.layer.max_num_tokens * self.ranks
 
-    def result(
-        self, got: Received, scheme: str, config: Any, weights_dtype: torch.dtype, flight: _Flight
-    ) -> Prepared:
+    def result(self, got: Received, scheme: str, config: Any, weights_dtype: torch.dtype, flight: _Flight) -> Prepared:
         """Each expert's rows first, then whatever is there."""
         flat, flat_scale = self.incoming(got, scheme, config)
         total, rows = int(got.total), self.rows_per_expert()
@@ -414,9 +402,7 @@ class HonestBatched(Honest):
             weight = 1.0 if apply_router_weight_on_input else flight.weights[expert, token].unsqueeze(1)
             summed[token] += rows * weight
         ids = self.combine_ids(flight, topk_ids)
-        combined, hook = self.wire.combine(
-            summed.to(fused_expert_output.dtype), ids, got, return_recv_hook=True
-        )
+        combined, hook = self.wire.combine(summed.to(fused_expert_output.dtype), ids, got, return_recv_hook=True)
         assert hook is not None
         return hook, lambda: self.write(output, combined[: output.size(0)])
 

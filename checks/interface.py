@@ -79,7 +79,7 @@ class LeavesOutARow(HonestBatched):
     monolithic=True,
 )
 def results_have_the_promised_shapes(bench: Bench, case: Case) -> None:
-    """Standard activations have a row for each row of ids and weights, batched ones are [local experts, max tokens x dispatchers, hidden]; weights keep their dtype."""
+    """Activations are [rows, hidden], ids and weights [rows, topk]; or batched, [local experts, capacity, hidden]."""
     trip = bench.trip(case)
     if case.variant == "bf16 weights":
         if trip.logits is not None:
@@ -91,7 +91,9 @@ def results_have_the_promised_shapes(bench: Bench, case: Case) -> None:
     trip.experts().finalize()
     expected = (trip.a1.size(0), trip.a1.size(1))
     if tuple(trip.output.shape) != expected or trip.output.dtype is not trip.a1.dtype:
-        problem = f"the output is {trip.output.dtype} {list(trip.output.shape)}, expected {trip.a1.dtype} {list(expected)}"
+        problem = (
+            f"the output is {trip.output.dtype} {list(trip.output.shape)}, expected {trip.a1.dtype} {list(expected)}"
+        )
     bench.same_on_all(problem)
 
 
@@ -120,7 +122,8 @@ def _shape_problem(bench: Bench, trip: Trip) -> str | None:
     if trip.logits is not None:
         wanted = (shape[0], trip.case.num_experts)
         if len(shape) != 2 or shape[1] != hidden or tuple(trip.got_logits.shape) != wanted:
-            return f"activations {list(shape)} and logits {list(trip.got_logits.shape)}, expected [rows, {hidden}] and {list(wanted)}"
+            logits = list(trip.got_logits.shape)
+            return f"activations {list(shape)} and logits {logits}, expected [rows, {hidden}] and {list(wanted)}"
         return None
     if (trip.got_ids is None) != (trip.got_weights is None):
         return "of the dispatched ids and weights one is None and the other is not"
@@ -135,9 +138,7 @@ def _shape_problem(bench: Bench, trip: Trip) -> str | None:
         ids, weights = list(trip.driver_ids.shape), list(trip.driver_weights.shape)
         return f"ids are {ids} and weights {weights}, expected {list(wanted)} for activations {list(shape)}"
     if trip.driver_weights.dtype is not trip.weights.dtype:
-        return (
-            f"the weights are {trip.driver_weights.dtype}, expected {trip.weights.dtype}, as they were given"
-        )
+        return f"the weights are {trip.driver_weights.dtype}, expected {trip.weights.dtype}, as they were given"
     return None
 
 
@@ -159,7 +160,7 @@ class MakesThePropertyAMethod(Honest):
     defect = "activation_format is a method"
     caught_in = 1
 
-    def activation_format(self) -> Any:  # type: ignore[override]
+    def activation_format(self) -> Any:
         """A method."""
         return self.fused_moe.formats.Standard
 
@@ -170,7 +171,7 @@ class RenamesAParameter(Honest):
     defect = "a parameter has another name than in the base"
     caught_in = 1
 
-    def finalize(  # type: ignore[override]
+    def finalize(
         self,
         out: torch.Tensor,
         fused_expert_output: torch.Tensor,
@@ -196,7 +197,7 @@ class RenamesAParameter(Honest):
     monolithic=True,
 )
 def overrides_match_the_base(bench: Bench, case: Case) -> None:
-    """Each override takes what the base takes, by the same names, order, kinds, defaults and types, and returns no more."""
+    """Each override takes what the base takes (names, order, kinds, defaults, types), and returns no more."""
     kind = bench.package.monolithic if bench.row.monolithic else bench.package.modular
     problems = list(override_problems(type(bench.build(case)), kind))
     bench.same_on_all("; ".join(problems) or None)
@@ -208,11 +209,11 @@ class GivesAList(Honest):
     defect = "token counts are a list, where a tensor is annotated"
     caught_in = 1
 
-    def count(self, ids: torch.Tensor, own_ids: torch.Tensor) -> torch.Tensor | None:
+    def count(self, ids: torch.Tensor, own_ids: torch.Tensor) -> Any:
         """The numbers."""
         counts = super().count(ids, own_ids)
         assert counts is not None
-        return counts.tolist()  # type: ignore[no-any-return]
+        return counts.tolist()
 
 
 class GivesFewerWeightsThanIds(Honest):
@@ -241,7 +242,7 @@ class GivesFewerWeightsThanIds(Honest):
     instrumented=True,
 )
 def instrumented_calls_raise_nothing(bench: Bench, case: Case) -> None:
-    """With the backend's package under typeguard, and shapes tied across arguments and results, real calls raise nothing."""
+    """Under typeguard, with shapes tied across arguments and results, real calls raise nothing."""
     from checks import _instrument  # noqa: PLC0415 -- typeguard is imported only where it is used
 
     backend = bench.build(case)
@@ -299,7 +300,7 @@ def _without(modules: tuple[str, ...]) -> Iterator[None]:
     monolithic=True,
 )
 def the_factory_builds_or_says_why(bench: Bench, case: Case) -> None:
-    """The factory gives an instance or raises with a reason, and the backend's module imports without any vendor's library."""
+    """The factory gives an instance or says why not, and the backend's module imports without a vendor's library."""
     if case.variant == "odd":
         try:
             bench.build(case)
@@ -307,9 +308,7 @@ def the_factory_builds_or_says_why(bench: Bench, case: Case) -> None:
             raise
         except Exception as refusal:
             if not str(refusal).strip():
-                raise Broken(
-                    f"the factory refuses {case} by {type(refusal).__name__} without a word"
-                ) from refusal
+                raise Broken(f"the factory refuses {case} by {type(refusal).__name__} without a word") from refusal
         return
     backend = bench.build(case)
     if case.variant != "import":

@@ -95,9 +95,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(f"--world-size is {min(sizes)}, expected at least 1")
     rows = _selected(config, getattr(metafunc.function, _ROWS, ()))
     cells = [(row, name, size) for size in sizes for row in rows for name in all_checks()]
-    metafunc.parametrize(
-        _FIXTURE, cells, ids=[f"{row.name}-{size}-{name}" for row, name, size in cells], indirect=True
-    )
+    metafunc.parametrize(_FIXTURE, cells, ids=[f"{row.name}-{size}-{name}" for row, name, size in cells], indirect=True)
 
 
 @pytest.fixture(scope="session")

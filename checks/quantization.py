@@ -20,18 +20,14 @@ class OneScaleForAllRanks(Honest):
     defect = "each rank quantized per tensor by its own scale, one scale used for all"
     seen_in = "naive_dp_ep, 54683"
 
-    def outgoing(
-        self, a1: torch.Tensor, scheme: str, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def outgoing(self, a1: torch.Tensor, scheme: str, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Before the dispatch."""
         if scheme != "fp8_tensor":
             return super().outgoing(a1, scheme, config)
         self.my_scale = self.scales_of(a1, scheme, config)
         return self.quantize(a1, self.my_scale, scheme), None
 
-    def quantized_after(
-        self, rows: torch.Tensor, total: int, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantized_after(self, rows: torch.Tensor, total: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """They are quantized already."""
         return rows, self.my_scale
 
@@ -113,9 +109,7 @@ class QuantizesTwice(Honest):
     def quantize(self, x: torch.Tensor, scale: torch.Tensor, scheme: str) -> torch.Tensor:
         """As on a device whose fp8 ends at 240."""
         return (
-            super().quantize(x, scale * 2, scheme)
-            if scheme.endswith("token")
-            else super().quantize(x, scale, scheme)
+            super().quantize(x, scale * 2, scheme) if scheme.endswith("token") else super().quantize(x, scale, scheme)
         )
 
 
@@ -137,7 +131,7 @@ class QuantizesTwice(Honest):
     monolithic=True,
 )
 def dequantized_dispatch_is_the_routed_input(bench: Bench, case: Case) -> None:
-    """What arrives is what was sent to the scheme's precision, with scales exactly when quantized, shaped as the scheme's."""
+    """What arrives is what was sent, to the scheme's precision, with its scales exactly when it is quantized."""
     trip = bench.trip(case)
     if case.defer and not bench.row.defers:
         refused = False
@@ -163,11 +157,7 @@ def _scale_problem(bench: Bench, trip: Trip) -> str | None:
     if not quantized:
         if trip.a1q.dtype is not bench.dtype(case):
             return f"activations arrive as {trip.a1q.dtype}, expected {bench.dtype(case)}: nothing is to be quantized"
-        return (
-            None
-            if trip.scale is None
-            else f"there is a scale of shape {list(trip.scale.shape)}, expected None"
-        )
+        return None if trip.scale is None else f"there is a scale of shape {list(trip.scale.shape)}, expected None"
     expected_dtype = FP8 if case.quantization.startswith("fp8") else torch.int8
     if trip.a1q.dtype is not expected_dtype:
         return f"activations arrive as {trip.a1q.dtype}, expected {expected_dtype} ({case.quantization})"
@@ -209,12 +199,10 @@ def _value_problem(bench: Bench, trip: Trip) -> str | None:
             candidates = torch.where((routed == expert).any(dim=1), candidates, torch.inf)
         nearest = int(candidates.argmin())
         if not float(candidates[nearest]) <= 1.0:
-            element = int(
-                ((sent[nearest] - value).abs() / allowed[nearest]).nan_to_num(nan=torch.inf).argmax()
-            )
+            element = int(((sent[nearest] - value).abs() / allowed[nearest]).nan_to_num(nan=torch.inf).argmax())
             return (
-                f"row {index} is no row that was sent to experts {experts}; nearest is token {nearest}, off by "
-                f"{float(candidates[nearest]):.3g} times what {case.quantization} allows; worst element {element}: found "
-                f"{float(value[element]):.6g}, expected {float(sent[nearest, element]):.6g}"
+                f"row {index} is no row that was sent to experts {experts}; nearest is token {nearest}, off "
+                f"by {float(candidates[nearest]):.3g} times what {case.quantization} allows; worst element {element}: "
+                f"found {float(value[element]):.6g}, expected {float(sent[nearest, element]):.6g}"
             )
     return None

@@ -75,14 +75,12 @@ def quantization_error(case: Case, x: torch.Tensor, everyone: list[torch.Tensor]
     return x.abs() * (2.0**-4 * 1.01) + scale * 2.0**-10
 
 
-def allowed_error(
-    case: Case, given: Inputs, everyone: list[torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor:
+def allowed_error(case: Case, given: Inputs, everyone: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """How far each output element may be from :func:`dense_output`.
 
     A row is quantized once, and rounded to the activations' dtype up to four times on its way: as weighted input,
-    times its expert's factor, after the sum on a rank, after the sum over ranks. ``everyone`` are all ranks' activations,
-    float64, since a computed scale may be shared by them.
+    times its expert's factor, after the sum on a rank, after the sum over ranks. ``everyone`` are all ranks'
+    activations, float64, since a computed scale may be shared by them.
     """
     exact = dense_output(case, given)
     routed = (given.ids >= 0).any(dim=1, keepdim=True)
@@ -120,9 +118,7 @@ def dequantized(rows: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return values * wide
 
 
-def expected_counts(
-    case: Case, rank: int, world_size: int, all_inputs: list[Inputs], *, merged: bool
-) -> list[int]:
+def expected_counts(case: Case, rank: int, world_size: int, all_inputs: list[Inputs], *, merged: bool) -> list[int]:
     """Rows for each local expert from all ranks, by brute force; ``merged`` counts a token once for an expert."""
     counts = dict.fromkeys(range(len(hosted_experts(case, rank, world_size))), 0)
     local_ids = placement_tables(case, rank, world_size)[0].tolist()

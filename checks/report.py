@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from checks._package import DEFAULT_PACKAGE
+from checks._package import DEFAULT_PACKAGE, package
 from checks._registry import Check
 from checks._rows import Backend
 from checks.backends import rows
@@ -54,8 +54,11 @@ class Matrix:
 
 
 def select(names: Sequence[str], fused_moe: str | None = None) -> list[Backend]:
-    """The rows of these backends, all if none is named. Raises ValueError for one that there is not."""
-    known = rows(fused_moe or DEFAULT_PACKAGE)
+    """The rows of these backends, all if none is named.
+
+    Raises ValueError for a backend that there is not, ImportError for a package that cannot be imported.
+    """
+    known = rows(package(fused_moe or DEFAULT_PACKAGE).name)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"There is no backend {unknown[0]!r}. There are: {', '.join(sorted(known))}.")
@@ -66,11 +69,11 @@ def make_worlds(
     kind: str, device: str = "cpu", transport: str = "torch", fused_moe: str | None = None, **options: Any
 ) -> dict[bool, Worlds]:
     """Worlds for plain checks (under False) and for those that need instrumented processes (under True)."""
-    common = {"device": device, "transport": transport, **options}
-    package = f"{fused_moe or DEFAULT_PACKAGE}.prepare_finalize"
+    name = fused_moe or DEFAULT_PACKAGE
+    common = {"device": device, "transport": transport, "imports": (f"{name}.modular_kernel",), **options}
     return {
         False: Worlds(kind, **common),  # type: ignore[arg-type]  # one of two words
-        True: Worlds("processes", **common, instrumented=(package, "checks.honest")),
+        True: Worlds("processes", **common, instrumented=(f"{name}.prepare_finalize", "checks.honest")),
     }
 
 
@@ -135,10 +138,7 @@ def main(
         chosen = [] if extra_rows and not backends else select(backends, fused_moe)
         chosen += list(extra_rows)
         checks = _checks(only)
-        if not world_sizes or min(world_sizes) < 1:
-            raise ValueError(f"World sizes are {list(world_sizes)}, expected numbers of at least 1.")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("Device cuda was asked for, but torch sees no GPU. Leave --device out for the CPU.")
+        _check_arguments(world_sizes, device)
     except (ValueError, ImportError) as error:
         complain(str(error))
         return 2
@@ -161,6 +161,13 @@ def main(
         complain("Nothing could be shown: every check was skipped.")
         return 2
     return 1 if matrix.broken else 0
+
+
+def _check_arguments(world_sizes: Sequence[int], device: str) -> None:
+    if not world_sizes or min(world_sizes) < 1:
+        raise ValueError(f"World sizes are {list(world_sizes)}, expected numbers of at least 1.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Device cuda was asked for, but torch sees no GPU. Leave --device out for the CPU.")
 
 
 def _checks(only: Sequence[str]) -> list[Check]:

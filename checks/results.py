@@ -81,9 +81,7 @@ class SwapsWeights(Honest):
     defect = "weights are those of another slot"
     caught_in = 1
 
-    def weigh(
-        self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool
-    ) -> torch.Tensor:
+    def weigh(self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool) -> torch.Tensor:
         """Backwards."""
         return super().weigh(fused, weights.flip(1), ids, on_input)
 
@@ -114,9 +112,7 @@ class WeighsTwice(Honest):
     seen_in = "CUTLASS experts, 43694"
     caught_in = 1
 
-    def weigh(
-        self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool
-    ) -> torch.Tensor:
+    def weigh(self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool) -> torch.Tensor:
         """Again."""
         return super().weigh(fused, weights, ids, False)
 
@@ -129,7 +125,8 @@ class WeighsTwiceWhenBatched(HonestBatched):
 
     def finalize_async(self, *arguments: Any, **named: Any) -> Any:
         """Whatever the flag says."""
-        return super().finalize_async(*arguments[:4], False, *arguments[5:], **named)
+        arguments = (*arguments[:4], False, *arguments[5:])
+        return super().finalize_async(*arguments, **named)
 
 
 @check(
@@ -139,9 +136,7 @@ class WeighsTwiceWhenBatched(HonestBatched):
             weight_on_input=(True, False),
             quantization=("none", "fp8_token", "fp8_block", "fp8_tensor"),
         ),
-        *variants(
-            Case(topk=1), weight_on_input=(True, False), reduction=("contiguous", "noop", "naive_batched")
-        ),
+        *variants(Case(topk=1), weight_on_input=(True, False), reduction=("contiguous", "noop", "naive_batched")),
         *variants(Case(), reduction=("contiguous", "noop", "naive_batched")),
     ],
     wrong=[WeighsTwice, WeighsTwiceWhenBatched],
@@ -157,9 +152,7 @@ def router_weights_are_applied_once(bench: Bench, case: Case) -> None:
             weight = torch.where(given.ids >= 0, given.weights, 1.0)[routed].double()
             found = trip.output.detach().cpu().double()[routed]
             ratio = (found / trip.expected()[routed]).nanmean(dim=1)
-            times = 1 + float(
-                (ratio.abs().log() * weight.log().squeeze(1)).sum() / weight.log().square().sum()
-            )
+            times = 1 + float((ratio.abs().log() * weight.log().squeeze(1)).sum() / weight.log().square().sum())
             problem += f"; the weights are in it {times:.2f} times"
     bench.same_on_all(problem)
 
@@ -194,9 +187,7 @@ def output_is_reduced_tells_the_truth(bench: Bench, case: Case) -> None:
     complete_alone = bench.gather(own <= 1.0 and bool(trip.expected().ne(0).any()))
     problem = None
     if reduced and own > 1.0:
-        problem = (
-            f"output_is_reduced is True, but the output is off by {own:.3g} times what is allowed; {words}"
-        )
+        problem = f"output_is_reduced is True, but the output is off by {own:.3g} times what is allowed; {words}"
     if not reduced and bench.world_size > 1 and any(complete_alone):
         problem = (
             f"output_is_reduced is False, but the output of rank {complete_alone.index(True)} is complete: adding up "
@@ -213,9 +204,7 @@ class AddsInAnyOrder(Honest):
     seen_in = "naive_dp_ep, 45683"
     caught_in = 1
 
-    def weigh(
-        self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool
-    ) -> torch.Tensor:
+    def weigh(self, fused: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, on_input: bool) -> torch.Tensor:
         """In bf16, by chance."""
         kept = torch.where((ids >= 0).unsqueeze(2), fused.float(), 0.0) * weights.float().unsqueeze(2)
         total = torch.zeros_like(kept[:, 0])
@@ -259,5 +248,7 @@ def equal_calls_give_equal_bits(bench: Bench, case: Case) -> None:
     problem = None
     if differ:
         elements = int((outputs[0] != outputs[differ[0]]).sum())
-        problem = f"call {differ[0] + 1} differs from call 1 in {elements} of {outputs[0].numel()} elements, should be 0"
+        problem = (
+            f"call {differ[0] + 1} differs from call 1 in {elements} of {outputs[0].numel()} elements, should be 0"
+        )
     bench.same_on_all(problem)

@@ -62,7 +62,7 @@ class GivesEmptyCounts(Honest):
 
 
 @check(
-    cases=_ONE_PER_TOKEN + [Case(quantization="fp8_token"), Case(tokens=(0, 0, 6, 0))],
+    cases=[*_ONE_PER_TOKEN, Case(quantization="fp8_token"), Case(tokens=(0, 0, 6, 0))],
     wrong=[CountsOnlyTheTotal, CountsWhatItSent, CountsForAllExperts, GivesEmptyCounts],
 )
 def expert_counts_are_those_received(bench: Bench, case: Case) -> None:
@@ -137,7 +137,7 @@ class LeavesForeignIds(Honest):
     wrong=[LeavesIdsOfPadding, LosesTheLastSlot, LeavesForeignIds],
 )
 def dispatched_pairs_are_those_sent(bench: Bench, case: Case) -> None:
-    """Every returned id is owned here or marked, padding is marked, and over all ranks the pairs received are those sent."""
+    """Every returned id is owned here or marked, padding is marked, and over all ranks what was sent arrives."""
     trip = bench.trip(case).prepare()
     problem = None
     local = hosted_experts(case, bench.rank, bench.world_size)
@@ -152,7 +152,9 @@ def dispatched_pairs_are_those_sent(bench: Bench, case: Case) -> None:
         ids = trip.driver_ids.long()
         if trip.got_ids is not None and bool((~own & (ids != -1)).any()):
             row, slot = (~own & (ids != -1)).nonzero()[0].tolist()
-            problem = f"id {int(ids[row, slot])} in row {row}, slot {slot}, is neither owned by this rank ({local}) nor -1"
+            problem = (
+                f"id {int(ids[row, slot])} in row {row}, slot {slot}, is neither owned by this rank ({local}) nor -1"
+            )
         kept = [row for row in range(ids.size(0)) if bool(own[row].any())]
         received = reference.received_pairs(trip.a1q[kept], [ids[row][own[row]].tolist() for row in kept])
     sent: Counter[tuple[bytes, int]] = Counter()
@@ -196,15 +198,17 @@ class SharesScalesBetweenRows(Honest):
 
 
 @check(
-    cases=variants(
-        Case(routing="holes"), quantization=("none", "fp8_static", "fp8_tensor", "fp8_token", "fp8_block")
-    )
-    + [Case(routing="all_missing"), Case(routing="holes", placement="round_robin")]
-    + [Case(routing="holes", topk=1, weight_on_input=True), Case(routing="holes", ids_dtype="int32")],
+    cases=[
+        *variants(Case(routing="holes"), quantization=("none", "fp8_static", "fp8_tensor", "fp8_token", "fp8_block")),
+        Case(routing="all_missing"),
+        Case(routing="holes", placement="round_robin"),
+        Case(routing="holes", topk=1, weight_on_input=True),
+        Case(routing="holes", ids_dtype="int32"),
+    ],
     wrong=[TakesMissingForTheLastExpert, SharesScalesBetweenRows],
 )
 def missing_experts_are_skipped(bench: Bench, case: Case) -> None:
-    """An id of -1 sends nothing: rows without an expert come back zero, and change no bit of others even if they are NaN."""
+    """An id of -1 sends nothing: rows without an expert come back zero, and even NaN in them changes no other bit."""
     backend = bench.build(case)
     trip = bench.trip(case, backend).run()
     calm = bench.trip(case, backend)
@@ -255,7 +259,7 @@ class KeepsTheCallersIds(Honest):
     wrong=[CombinesByDispatchedIds, KeepsTheCallersIds],
 )
 def combine_goes_by_the_routing_before_dispatch(bench: Bench, case: Case) -> None:
-    """The combine sees this rank's own routing, though finalize is given the dispatched one and the caller's is gone."""
+    """The combine goes by this rank's own routing, though finalize is given the dispatched one."""
     if bench.row.replicated:
         raise NotShown(bench.row.why("replicated", "nothing is sent, so there is nothing to combine"))
     trip = bench.trip(case).prepare().experts()
@@ -310,9 +314,7 @@ def expert_placements_agree(bench: Bench, case: Case) -> None:
         bench.same_on_all(trip.run().problem())
         return
     if not bench.row.refuses_bad_ids or bench.device.type != "cpu":
-        raise NotShown(
-            bench.row.why("refuses_bad_ids=False", "a device would have to be waited for to see an id")
-        )
+        raise NotShown(bench.row.why("refuses_bad_ids=False", "a device would have to be waited for to see an id"))
     bad = trip.layer.num_experts
     trip.ids[:, 0] = bad
     refused = None
@@ -324,7 +326,5 @@ def expert_placements_agree(bench: Bench, case: Case) -> None:
         refused = error
     empty_rank = trip.ids.size(0) == 0
     bench.same_on_all(
-        None
-        if refused is not None or empty_rank
-        else f"id {bad} of {bad} experts was taken, expected an error"
+        None if refused is not None or empty_rank else f"id {bad} of {bad} experts was taken, expected an error"
     )

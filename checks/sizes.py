@@ -51,21 +51,19 @@ class MonolithicStumblesOverNothing(HonestMonolithic):
     defect = "the amax of an empty batch raises"
     caught_in = 1
 
-    def outgoing(
-        self, a1: torch.Tensor, scheme: str, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def outgoing(self, a1: torch.Tensor, scheme: str, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Amax of nothing."""
         a1.amax()
         return super().outgoing(a1, scheme, config)
 
 
 @check(
-    cases=variants(
-        Case(),
-        tokens=((0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 3, 0, 2)),
-        quantization=("none", "fp8_tensor"),
-    )
-    + [Case(tokens=(0, 0, 0, 1), quantization="fp8_block")],
+    cases=[
+        *variants(
+            Case(), tokens=((0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 3, 0, 2)), quantization=("none", "fp8_tensor")
+        ),
+        Case(tokens=(0, 0, 0, 1), quantization="fp8_block"),
+    ],
     wrong=[SkipsTheCollective, GivesNoWeightsWithoutTokens, MonolithicStumblesOverNothing],
     monolithic=True,
 )
@@ -138,15 +136,9 @@ _MANY = 65_540
     wrong=[DropsWhatDoesNotFit, MakesTheBufferTooSmall, WrapsRowIndices],
 )
 def capacity_is_kept_and_named(bench: Bench, case: Case) -> None:
-    """As many tokens as the capacity work, also odd numbers and over 65,535 rows; one more is an error that names both numbers."""
-    if (
-        case.variant == "many rows"
-        and (bench.world_size > 1 or bench.row.hidden > 512)
-        and bench.device.type == "cpu"
-    ):
-        raise NotShown(
-            f"{_MANY} rows of {bench.row.hidden} elements on {bench.world_size} ranks need a GPU's memory"
-        )
+    """As many tokens as the capacity work, odd numbers and over 65,535 too; one more is an error that names both."""
+    if case.variant == "many rows" and (bench.world_size > 1 or bench.row.hidden > 512) and bench.device.type == "cpu":
+        raise NotShown(f"{_MANY} rows of {bench.row.hidden} elements on {bench.world_size} ranks need a GPU's memory")
     if case.variant == "many rows":
         case = replace(case, hidden=128 if bench.row.round_up is None else bench.row.round_up(128, bench.dtype(case)))
     try:
@@ -174,9 +166,7 @@ def capacity_is_kept_and_named(bench: Bench, case: Case) -> None:
     except Exception as refusal:  # noqa: BLE001 -- what it says is looked at
         text = str(refusal)
     problem = (
-        f"{limit + 1} tokens were taken, but there is room for {limit}: expected an error"
-        if text is None
-        else None
+        f"{limit + 1} tokens were taken, but there is room for {limit}: expected an error" if text is None else None
     )
     if text is not None and not (str(limit) in text and str(limit + 1) in text):
         problem = f"the error for {limit + 1} tokens does not name {limit + 1} and {limit}: {text.splitlines()[0]!r}"
@@ -184,7 +174,7 @@ def capacity_is_kept_and_named(bench: Bench, case: Case) -> None:
 
 
 def _outer_rows_problem(trip: Trip) -> str | None:
-    """What is wrong with the first and the last tokens of many: those whose row numbers are likeliest to be mixed up."""
+    """What is wrong with the first and last tokens of many: those whose row numbers are likeliest to be mixed up."""
     given, found = trip.on_cpu, trip.complete()
     for which, rows in (("first", slice(None, 200)), ("last", slice(-200, None))):
         some = Inputs(given.a1[rows], given.weights[rows], given.ids[rows])
@@ -215,9 +205,7 @@ class HasKernelsForSomeSizes(Honest):
 
 
 @check(
-    cases=variants(
-        Case(tokens=(3, 2, 1, 2)), hidden=(100, 2048, 2560, 2880, 3072, 4096, 5120, 6144, 7168, 8192)
-    ),
+    cases=variants(Case(tokens=(3, 2, 1, 2)), hidden=(100, 2048, 2560, 2880, 3072, 4096, 5120, 6144, 7168, 8192)),
     wrong=[HasKernelsForSomeSizes],
 )
 def rounded_hidden_sizes_are_accepted(bench: Bench, case: Case) -> None:

@@ -123,7 +123,7 @@ class ReinterpretsIds(Honest):
 
 
 @check(
-    cases=variants(Case(), ids_dtype=("int32", "int64"), topk=(2, 3)) + [Case(ids_dtype="int16")],
+    cases=[*variants(Case(), ids_dtype=("int32", "int64"), topk=(2, 3)), Case(ids_dtype="int16")],
     wrong=[DeclaresAnotherDtype, HardCodesTheIdDtype, ReinterpretsIds],
 )
 def ids_reach_the_library_as_declared(bench: Bench, case: Case) -> None:
@@ -165,10 +165,8 @@ class PassesAnUnknownKeyword(Honest):
 
     def send(self, *arguments: Any) -> tuple[Received, Callable[[], None]]:
         """With a keyword more."""
-        got, hook = self.wire.dispatch(  # type: ignore[call-arg]
-            *arguments, slot=self.slot(), return_recv_hook=True, num_sms=20
-        )
-        assert hook is not None
+        wire: Any = self.wire
+        got, hook = wire.dispatch(*arguments, slot=self.slot(), return_recv_hook=True, num_sms=20)
         return got, hook
 
 
@@ -199,8 +197,13 @@ class SendsStridedRows(Honest):
 
 
 @check(
-    cases=variants(Case(), quantization=("none", "fp8_token", "fp8_block"))
-    + [Case(strided=True), Case(routing="holes"), Case(topk=3), Case(tokens=(0, 3, 1, 8))],
+    cases=[
+        *variants(Case(), quantization=("none", "fp8_token", "fp8_block")),
+        Case(strided=True),
+        Case(routing="holes"),
+        Case(topk=3),
+        Case(tokens=(0, 3, 1, 8)),
+    ],
     wrong=[PassesAnUnknownKeyword, ReadsAnUnknownAttribute, SendsStridedRows],
 )
 def vendor_calls_fit_the_library(bench: Bench, case: Case) -> None:
@@ -209,7 +212,5 @@ def vendor_calls_fit_the_library(bench: Bench, case: Case) -> None:
     trip = bench.trip(case, backend).run()
     problem = trip.problem()
     if not spy.calls:
-        problem = (
-            problem or "nothing of the library was called: the row's vendor path is not where the calls are"
-        )
+        problem = problem or "nothing of the library was called: the row's vendor path is not where the calls are"
     bench.same_on_all(problem or _vendor_calls.pairing_problem(spy.calls))

@@ -54,20 +54,16 @@ class Wire:
         return memory
 
     def gather(self, rows: torch.Tensor) -> Callable[[], tuple[torch.Tensor, list[int]]]:
-        """Start sending byte rows ``[n, width]`` to every rank; the result waits: ``[ranks, capacity, width]``, counts."""
+        """Send byte rows ``[n, width]`` to every rank; the result waits: ``[ranks, capacity, width]``, counts."""
         world, n = self.place.world_size, rows.size(0)
         if n > self.capacity:
-            raise WireError(
-                f"wire: {n} rows, but the capacity is {self.capacity}. Pass fewer, or make it larger."
-            )
+            raise WireError(f"wire: {n} rows, but the capacity is {self.capacity}. Pass fewer, or make it larger.")
         mine = torch.zeros((self.capacity + 1, max(rows.size(1), 8)), dtype=torch.uint8, device=rows.device)
         mine[0, :8] = torch.tensor([n], device=rows.device).view(torch.uint8)
         mine[1 : n + 1, : rows.size(1)] = rows
         sending = mine.repeat(world, 1, 1)
         everyone = torch.empty_like(sending)
-        work = (
-            dist.all_to_all_single(everyone.view(-1), sending.view(-1), async_op=True) if world > 1 else None
-        )
+        work = dist.all_to_all_single(everyone.view(-1), sending.view(-1), async_op=True) if world > 1 else None
         if work is None:
             everyone.copy_(sending)
 
@@ -80,7 +76,7 @@ class Wire:
         return wait
 
     def send_back(self, rows: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Start sending row block r to rank r; the result waits: float32 ``[ranks, capacity, hidden]``, mine from each."""
+        """Send row block r to rank r; the result waits: float32 ``[ranks, capacity, hidden]``, mine from each."""
         sending = rows.float().contiguous()
         received = torch.empty_like(sending)
         work = (
