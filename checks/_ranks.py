@@ -1,5 +1,6 @@
 """What ranks run in: threads with a ``torch.distributed`` each, or processes."""
 
+import atexit
 import ctypes
 import faulthandler
 import importlib
@@ -31,6 +32,7 @@ __all__ = ["START_SECONDS", "Broken", "Message", "NotShown", "ProcessRanks", "Ra
 
 START_SECONDS = 180.0
 """How long ranks may take until they are ready."""
+_LAST_WAIT = 10.0
 
 
 class Broken(AssertionError):  # noqa: N818 -- what it is called in the report
@@ -220,16 +222,15 @@ class ThreadRanks(Ranks):
             timeout=timedelta(seconds=place.seconds),
         )
         say("ready", None)
-        while True:
-            job = box.get()
-            if job is None:
-                break
-            if isinstance(job[0], str):
-                continue  # an answer that came after this rank had stopped waiting for it
-            if not _answer(place, say, box.get, job):
-                break
-        # Peers that wait for this rank are told at once.
-        dist.destroy_process_group()
+        try:
+            while (job := box.get()) is not None:
+                if isinstance(job[0], str):
+                    continue  # an answer that came after this rank had stopped waiting for it
+                if not _answer(place, say, box.get, job):
+                    break
+        finally:
+            # Peers that wait for this rank are told at once.
+            dist.destroy_process_group()
 
     def send(self, rank: int, message: Any) -> None:
         self._boxes[rank].put(message)
@@ -256,11 +257,14 @@ class ThreadRanks(Ranks):
     def kill(self) -> None:
         for box in self._boxes:
             box.put(None)
-        threading.Thread(target=self._reap, daemon=True).start()
+        reaper = threading.Thread(target=self._reap, daemon=True)
+        reaper.start()
+        # Python must not end while gloo has threads of a rank's; one that never comes back is not waited for longer.
+        atexit.register(reaper.join, _LAST_WAIT)
 
     def _reap(self) -> None:
         # A thread cannot be killed: it ends when what it waits for times out, or else at its next step in Python.
-        end = time.monotonic() + 3 * self._seconds
+        end = time.monotonic() + 1.0
         for thread in self._threads:
             thread.join(timeout=max(0.0, end - time.monotonic()))
         for thread in self._threads:
@@ -268,6 +272,7 @@ class ThreadRanks(Ranks):
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
                 )
+        for thread in self._threads:
             thread.join()
         _ThreadedDistributed.leave()
 
@@ -324,7 +329,7 @@ class ProcessRanks(Ranks):
         # A process that imports torch once and is forked for each rank; CUDA cannot be used after a fork.
         context: Any = multiprocessing.get_context("spawn" if setting.device == "cuda" else "forkserver")
         if setting.device != "cuda":
-            context.set_forkserver_preload(["torch.distributed", "checks._ranks"])
+            context.set_forkserver_preload(["torch.distributed", "hypothesis", "checks._ranks"])
         self._processes, self._pipes = [], []
         for rank in range(setting.size):
             ours, theirs = context.Pipe()

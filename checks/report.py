@@ -19,7 +19,7 @@ from checks._package import DEFAULT_PACKAGE, package
 from checks._registry import Check
 from checks._rows import Backend
 from checks.backends import rows
-from checks.engine import Outcome, all_checks, judge
+from checks.engine import TOPICS, Outcome, all_checks, judge
 from checks.harness import Worlds
 
 __all__ = ["Matrix", "defects", "main", "make_worlds", "run", "select"]
@@ -70,7 +70,8 @@ def make_worlds(
 ) -> dict[bool, Worlds]:
     """Worlds for plain checks (under False) and for those that need instrumented processes (under True)."""
     name = fused_moe or DEFAULT_PACKAGE
-    common = {"device": device, "transport": transport, "imports": (f"{name}.modular_kernel",), **options}
+    imports = (f"{name}.modular_kernel", *(f"checks.{topic}" for topic in TOPICS))
+    common = {"device": device, "transport": transport, "imports": imports, **options}
     return {
         False: Worlds(kind, **common),  # type: ignore[arg-type]  # one of two words
         True: Worlds("processes", **common, instrumented=(f"{name}.prepare_finalize", "checks.honest")),

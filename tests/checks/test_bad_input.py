@@ -65,7 +65,7 @@ def report(tmp_path_factory):
         only=ONLY,
         world_sizes=[2],
         seconds=3.0,
-        deadline=4.0,
+        deadline=10.0,
         json_path=str(folder / "report.json"),
         html_path=str(folder / "report.html"),
     )
@@ -79,7 +79,7 @@ def report(tmp_path_factory):
         ("raising", "raised ValueError at"),
         ("raising", "no such network card"),
         ("stringy", "the factory gave 'not a backend' (builtins.str), expected an instance of"),
-        ("Hangs", "ranks 0, 1 of 2 did not finish within 4 s."),
+        ("Hangs", "ranks 0, 1 of 2 did not finish within 10 s."),
         ("KillsItsProcess", "ended with exit code 7"),
         ("GivesFourItems", "prepare gave 4 items, expected a tuple of 5"),
     ],
