@@ -47,6 +47,10 @@ class Abandoned(RuntimeError):  # noqa: N818 -- the error is another rank's
     """Another rank has failed, so nobody will answer this one."""
 
 
+class _Reaped(BaseException):
+    """Ends a thread that nobody waits for any more."""
+
+
 class Message(NamedTuple):
     """What a rank says."""
 
@@ -228,6 +232,8 @@ class ThreadRanks(Ranks):
                     continue  # an answer that came after this rank had stopped waiting for it
                 if not _answer(place, say, box.get, job):
                     break
+        except _Reaped:
+            return
         finally:
             # Peers that wait for this rank are told at once.
             dist.destroy_process_group()
@@ -269,9 +275,7 @@ class ThreadRanks(Ranks):
             thread.join(timeout=max(0.0, end - time.monotonic()))
         for thread in self._threads:
             if thread.is_alive():
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-                )
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Reaped))
         for thread in self._threads:
             thread.join()
         _ThreadedDistributed.leave()
