@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from importlinter import configuration as importlinter_configuration
 from importlinter.application import use_cases
 from importlinter.application.app_config import settings
 from importlinter.application.user_options import UserOptions
@@ -15,6 +16,8 @@ from importlinter.application.user_options import UserOptions
 from contracts._layout import Layout, Option, ini_layout, toml_layout
 
 __all__ = ["Configuration", "Option", "identify", "read_configuration"]
+
+importlinter_configuration.configure()  # as importlinter.cli and importlinter.api do
 
 
 @dataclass

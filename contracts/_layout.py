@@ -10,7 +10,7 @@ import configparser
 import re
 from dataclasses import dataclass, field
 
-__all__ = ["Layout", "Option", "Section", "ini_layout", "toml_layout"]
+__all__ = ["STRING", "Layout", "Option", "Section", "ini_layout", "toml_layout"]
 
 
 @dataclass
@@ -46,7 +46,7 @@ def ini_layout(text: str) -> Layout:
             continue
         deeper = len(line) - len(line.lstrip()) > indent
         if option is not None and deeper:
-            option.entries.append((number, stripped))
+            option.entries.append((number, stripped.replace("%%", "%")))
             option.end = number
         elif header := configparser.RawConfigParser.SECTCRE.match(stripped):
             section, option = None, None
@@ -57,7 +57,7 @@ def ini_layout(text: str) -> Layout:
             indent = len(line) - len(line.lstrip())
             option = Option(number, number)
             if found["value"]:
-                option.entries.append((number, found["value"].strip()))
+                option.entries.append((number, found["value"].strip().replace("%%", "%")))
             if section is not None:
                 section.options[found["option"].rstrip().lower()] = option
         if section is not None:
@@ -66,7 +66,7 @@ def ini_layout(text: str) -> Layout:
 
 
 _TEXT = re.compile(r"[^ \t\r\n]")
-_STRING = re.compile(
+STRING = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'',
     re.DOTALL,
 )
@@ -109,7 +109,7 @@ def _statement(text: str, position: int) -> tuple[int, list[tuple[int, int]]]:
     begin, depth = position, 0
     while position < len(text):
         character = text[position]
-        if string := _STRING.match(text, position):
+        if string := STRING.match(text, position):
             strings.append(string.span())
             position = string.end()
         elif character == "#" and not depth and position > begin:

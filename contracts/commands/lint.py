@@ -79,7 +79,7 @@ def _run(options: dict[str, Any]) -> report.Run:
     except Exception as error:
         if options["debug"]:
             raise
-        return report.Run(failures=[str(error)])
+        return report.Run(failures=[report.reason(error)])
 
 
 def _lint(options: dict[str, Any]) -> tuple[Any, Any]:

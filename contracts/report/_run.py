@@ -7,20 +7,33 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from grimp import ImportGraph
 from importlinter.application import output, use_cases
 from importlinter.application.ports.reporting import Report
 from importlinter.application.sentinels import NotSupplied
-from importlinter.domain.contract import Contract, ContractCheck
+from importlinter.domain.contract import Contract, ContractCheck, NoSuchContractType, registry
 
 from contracts._configuration import Configuration, identify
 from contracts._findings import Finding
 from contracts.report._imports import findings_of_imports, put_in_order
 
-__all__ = ["Item", "Run", "Verdict", "account", "exit_code", "lint", "quiet"]
+__all__ = [
+    "Item",
+    "Run",
+    "Verdict",
+    "account",
+    "contract_class",
+    "exit_code",
+    "findings",
+    "lint",
+    "quiet",
+    "reason",
+    "register",
+]
 
 _PLACE = re.compile(r"(?P<path>.+?):(?P<line>\d+)(?::(?P<column>\d+))? (?P<message>.+)", re.DOTALL)
 _ENTRY = re.compile(r"(?P<option>\w+): '(?P<entry>.+?)'")
@@ -118,13 +131,38 @@ def lint(
     Raises:
         Exception: what import-linter raises of a configuration that it cannot use.
     """
-    options = configuration.options
-    use_cases._validate_contracts_present(options)  # noqa: SLF001  lint-imports does these two, by these names only
-    use_cases._register_contract_types(options)  # noqa: SLF001
-    report = use_cases.create_report(options, limit_to, cache_dir, show_timings, verbose)
+    register(configuration)
+    report = use_cases.create_report(configuration.options, limit_to, cache_dir, show_timings, verbose)
     for contract, check in report.get_contracts_and_checks():
         put_in_order(contract, check)
     return report
+
+
+def register(configuration: Configuration) -> None:
+    """Make the configuration's contract types known.
+
+    Raises:
+        Exception: there are no contracts, or their types cannot be loaded.
+    """
+    use_cases._validate_contracts_present(configuration.options)  # noqa: SLF001  lint-imports calls these two,
+    use_cases._register_contract_types(configuration.options)  # noqa: SLF001  which have no other names
+
+
+def contract_class(name: str) -> type[Contract]:
+    """The class of a contract type that is known by that name.
+
+    Raises:
+        NoSuchContractType: there is none.
+    """
+    kind: type[Contract] = registry.get_contract_class(name)
+    return kind
+
+
+def reason(error: Exception) -> str:
+    """Why import-linter stopped, for a reader to whom the name of an exception says nothing."""
+    if isinstance(error, NoSuchContractType):
+        return f"There is no contract type '{error}'. Name its class under contract_types: '{error}: module.Class'."
+    return str(error) or f"{type(error).__name__}, without a message. Run lint-imports --debug"
 
 
 def account(configuration: Configuration, report: Report) -> Run:
@@ -146,7 +184,7 @@ def _verdict(
 ) -> Verdict:
     line = configuration.line(number)
     items = []
-    for finding in _findings(contract, check, report):
+    for finding in findings(contract, check, report.graph):
         if finding.path:
             items.append(Item("finding", *finding))
         else:
@@ -165,13 +203,14 @@ def _verdict(
     )
 
 
-def _findings(contract: Contract, check: ContractCheck, report: Report) -> Iterable[Finding]:
+def findings(contract: Contract, check: ContractCheck, graph: ImportGraph) -> Sequence[Finding]:
+    """What breaks a contract, of whatever type; ``path`` is empty where only the configuration can be pointed at."""
     if check.kept:
         return ()
     own = check.metadata.get("findings")
     if own is not None and all(isinstance(finding, Finding) for finding in own):
         return own if own or check.metadata.get("problems") else [_as_one(contract, check)]
-    return findings_of_imports(contract, check, report.graph) or [_as_one(contract, check)]
+    return findings_of_imports(contract, check, graph) or [_as_one(contract, check)]
 
 
 def _as_one(contract: Contract, check: ContractCheck) -> Finding:

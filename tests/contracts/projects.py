@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+import click
 from click.testing import CliRunner
 from importlinter.application import output
 from importlinter.cli import lint_imports_command
 
 from contracts._types import TYPES
+from contracts.cli import main
 
 __all__ = ["REPOSITORY", "Outcome", "Project", "listing", "marked", "refused", "report"]
 
@@ -96,13 +98,18 @@ class Project:
 
     def lint(self, *arguments: str) -> Outcome:
         """Run ``lint-imports --no-logo`` in this process."""
+        return self._invoke(lint_imports_command, ["--no-logo", *arguments])
+
+    def moe_contracts(self, *arguments: str) -> Outcome:
+        """Run ``moe-contracts`` in this process; what it says on standard error is at the end of the text."""
+        return self._invoke(main, arguments)
+
+    def _invoke(self, command: click.Command, arguments: Sequence[str]) -> Outcome:
         before = list(sys.path), Path.cwd(), output.console.soft_wrap
         importlib.invalidate_caches()
         os.chdir(self.folder)
         try:
-            result = CliRunner().invoke(
-                lint_imports_command, ["--no-logo", *arguments], catch_exceptions=False, standalone_mode=True
-            )
+            result = CliRunner().invoke(command, list(arguments), catch_exceptions=False, standalone_mode=True)
         finally:
             sys.path[:], folder, output.console.soft_wrap = before
             os.chdir(folder)
