@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -107,6 +107,13 @@ class Backend:
     because: dict[str, str] = field(default_factory=dict, hash=False, compare=False)
     """For each field that declares less than the default: why. It is what a skip says."""
 
-    def why(self, what: str, default: str) -> str:
-        """The reason that a skip gives."""
-        return f"{self.name} declares {what}: {self.because.get(what, default)}"
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.because) - {one.name for one in fields(self)})
+        if unknown:
+            raise ValueError(f"{self.name}: because gives a reason for {unknown[0]!r}, which is no field of a Backend.")
+
+    def why(self, field_name: str, default: str) -> str:
+        """The reason that a skip gives: what is declared, and why."""
+        value = getattr(self, field_name)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        return f"{self.name} declares {field_name} {shown}: {self.because.get(field_name, default)}"

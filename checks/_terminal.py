@@ -28,8 +28,9 @@ def complain(text: str) -> None:
 class Progress:
     """Shows outcomes as they come."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, checks: int) -> None:
         self.console = Console()
+        self._checks, self._here = checks, list[Outcome]()
         self._bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
@@ -53,10 +54,19 @@ class Progress:
     def show(self, outcome: Outcome) -> None:
         """Count one, and say what is broken."""
         self._bar.update(
-            self._task, advance=1, description=f"{outcome.backend}, {outcome.world_size} ranks: {outcome.check}"
+            self._task, advance=1, description=f"{outcome.backend}, {_ranks(outcome.world_size)}: {outcome.check}"
         )
         if outcome.status == "broken":
-            self.console.print(outcome.message, style="red", markup=False, highlight=False, soft_wrap=True)
+            self._say(outcome.message, "red")
+        self._here.append(outcome)
+        if len(self._here) == self._checks:
+            counts = ", ".join(f"{n} {word}" for word in MARKS if (n := sum(o.status == word for o in self._here)))
+            seconds = sum(one.seconds for one in self._here)
+            self._say(f"{outcome.backend}, {_ranks(outcome.world_size)}: {counts} in {seconds:.1f} s", "dim")
+            self._here = []
+
+    def _say(self, text: str, style: str) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, matrix: "Matrix", backends: Sequence[str], checks: Sequence[Check]) -> None:
         """The matrix: a row a check, a column a backend; worlds that differ are told apart."""
@@ -80,6 +90,10 @@ class Progress:
                 reasons[outcome.message] = reasons.get(outcome.message, 0) + 1
         for reason, count in reasons.items():
             self.console.print(f"  skipped {count}x: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _ranks(size: int) -> str:
+    return f"{size} rank{'s' if size > 1 else ''}"
 
 
 def _cell(outcomes: Sequence[Outcome]) -> str:

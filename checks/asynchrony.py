@@ -138,7 +138,7 @@ class KeepsOneHandle(Honest):
 def micro_batches_keep_their_own_handles(bench: Bench, case: Case) -> None:
     """Two micro-batches of different sizes in flight, finalized in either order, each get their own result."""
     if bench.row.micro_batch is None:
-        raise NotShown(bench.row.why("micro_batch=None", "only one exchange may be in flight"))
+        raise NotShown(bench.row.why("micro_batch", "only one exchange may be in flight"))
     backend = bench.build(case)
     cases = [case, replace(case, seed=case.seed + 1, tokens=case.tokens[::-1])]
     trips = [bench.trip(one, backend, number) for number, one in enumerate(cases)]

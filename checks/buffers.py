@@ -336,9 +336,7 @@ class LeavesRowsUnwritten(Honest):
 def finalize_writes_exactly_the_output(bench: Bench, case: Case) -> None:
     """Finalize writes every element of output and none beside it, also where output is strided or the experts' own."""
     if case.variant == "alias" and not bench.row.takes_aliased_output:
-        raise NotShown(
-            bench.row.why("takes_aliased_output=False", "output never shares memory with the experts' output")
-        )
+        raise NotShown(bench.row.why("takes_aliased_output", "output never shares memory with the experts' output"))
     trip = bench.trip(case).prepare().experts()
     if case.variant == "alias":
         rows = trip.fused.view(-1, trip.fused.size(-1))

@@ -13,7 +13,7 @@ from checks.bench import Bench
 from checks.cases import Case
 from checks.harness import World, WorldFailure
 
-__all__ = ["TOPICS", "Outcome", "all_checks", "judge", "why_not"]
+__all__ = ["TOPICS", "WORLD_SIZES", "Outcome", "all_checks", "judge", "why_not"]
 
 TOPICS = (
     "interface",
@@ -28,6 +28,9 @@ TOPICS = (
     "devices",
 )
 """The modules that checks are in."""
+
+WORLD_SIZES = (1, 2, 4)
+"""What the cases have tokens for, and experts that can be shared out evenly."""
 
 Status = Literal["kept", "broken", "skipped"]
 _DRAWN_EXAMPLES = 5
@@ -69,10 +72,12 @@ def run_case(place: Place, gather: Callable[[Any], list[Any]], row: Backend, nam
 
 def why_not(row: Backend, check: Check, case: Case, world: World) -> str | None:
     """Why a case does not apply to a backend; None when it does."""
+    if world.size not in WORLD_SIZES:
+        return f"a world of {world.size} ranks: the cases are laid out for {', '.join(map(str, WORLD_SIZES))}"
     if world.size not in row.world_sizes:
-        return row.why(f"worlds of {', '.join(map(str, row.world_sizes))} ranks", "it takes no others")
+        return row.why("world_sizes", "it takes no others")
     if world.device not in row.devices:
-        return row.why(f"devices {', '.join(row.devices)}", f"it does not run on {world.device}")
+        return row.why("devices", f"it does not run on {world.device}")
     if world.transport == "vendor":
         if row.vendor is None or not row.vendor.modules:
             return f"{row.name} has no vendor's library"
@@ -97,9 +102,9 @@ def why_not(row: Backend, check: Check, case: Case, world: World) -> str | None:
     ]
     for one, many, allowed in declared:
         if getattr(case, one) and getattr(case, one) not in allowed:
-            return row.why(f"{many} {', '.join(allowed)}", f"{one} {getattr(case, one)} is not among them")
+            return row.why(many, f"{one} {getattr(case, one)} is not among them")
     if not row.skips_missing and case.routing in {"holes", "all_missing"}:
-        return row.why("skips_missing=False", "it takes no ids of -1")
+        return row.why("skips_missing", "it takes no ids of -1")
     return None
 
 

@@ -6,9 +6,8 @@ process is a cell of the matrix like any other.
 
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from checks.backends import rows
 from checks.engine import TOPICS, Outcome, all_checks, judge
 from checks.harness import Worlds
 
-__all__ = ["Matrix", "defects", "main", "make_worlds", "run", "select"]
+__all__ = ["Matrix", "defects", "first_broken", "main", "make_worlds", "run", "select"]
 
 
 @dataclass
@@ -41,10 +40,11 @@ class Matrix:
         """What came of a check on a backend, by world size."""
         return [one for one in self.outcomes if (one.backend, one.check) == (backend, check)]
 
-    def as_json(self) -> str:
-        """The whole run."""
+    def as_json(self, *, complete: bool = True) -> str:
+        """The run, or what there is of it so far."""
         return json.dumps(
             {
+                "complete": complete,
                 "environment": self.environment,
                 "checks": {name: check.property for name, check in all_checks().items()},
                 "outcomes": [outcome.as_dict() for outcome in self.outcomes],
@@ -92,6 +92,23 @@ def run(
                 yield judge(worlds[check.instrumented].get(size), row, check, seed)
 
 
+def first_broken(
+    backend: str, sizes: Sequence[int] = (1, 2), *, fused_moe: str | None = None, deadline: float = 20.0
+) -> Outcome | None:
+    """The first check that is broken, with ranks in threads of this process; None when all that applies is kept.
+
+    For whoever changes a backend and wants to know soon: checks that need instrumented processes are left out.
+    """
+    (row,) = select([backend], fused_moe)
+    quick = [check for check in all_checks().values() if not check.instrumented]
+    made = make_worlds("threads", fused_moe=fused_moe, seconds=deadline / 4, deadline=deadline)
+    try:
+        outcomes = run([row], quick, sizes, made)
+        return next((outcome for outcome in outcomes if outcome.status == "broken"), None)
+    finally:
+        made[False].close()
+
+
 def defects() -> str:
     """The table "real defect -> check that catches it", as Markdown, from what the wrong backends say of themselves."""
     lines = ["| seen in | what went wrong | caught by |", "|---|---|---|"]
@@ -121,6 +138,7 @@ def main(
     seed: int = 0,
     fused_moe: str | None = None,
     only: Sequence[str] = (),
+    first: bool = False,
     json_path: str | None = None,
     html_path: str | None = None,
     seconds: float = 10.0,
@@ -130,7 +148,8 @@ def main(
     """Run the matrix and show it; 0 when all holds, 1 when something is broken, 2 when it could not be run.
 
     - ``backends``: names; none is all of ``fused_moe``'s. ``extra_rows`` are run besides.
-    - ``only``: names of checks; none is all.
+    - ``only``: names of checks; none is all. ``first``: stop at the first that is broken.
+    - ``json_path``: is written after each backend, so that something is there of a run that is cut off.
     - ``seconds``, ``deadline``: how long an exchange, and a case on all its ranks, may take.
     """
     from checks._terminal import Progress, complain  # noqa: PLC0415 -- rich is not needed to import this
@@ -147,17 +166,24 @@ def main(
     matrix = Matrix(environment=_environment(arguments))
     made = make_worlds(worlds, device, transport, fused_moe, seconds=seconds, deadline=deadline)
     try:
-        with Progress(len(chosen) * len(checks) * len(world_sizes)) as progress:
+        with Progress(len(chosen) * len(checks) * len(world_sizes), len(checks)) as progress:
             for outcome in run(chosen, checks, world_sizes, made, seed):
                 matrix.outcomes.append(outcome)
                 progress.show(outcome)
+                if json_path is not None and len(matrix.outcomes) % len(checks) == 0:
+                    Path(json_path).write_text(matrix.as_json(complete=False), encoding="utf-8")
+                if first and matrix.broken:
+                    break
     finally:
         for one in made.values():
             one.close()
     progress.table(matrix, [row.name for row in chosen], checks)
-    for path, text in ((json_path, matrix.as_json), (html_path, _page(matrix, chosen, checks))):
-        if path is not None:
-            Path(path).write_text(text(), encoding="utf-8")
+    if json_path is not None:
+        Path(json_path).write_text(matrix.as_json(), encoding="utf-8")
+    if html_path is not None:
+        from checks._html import render  # noqa: PLC0415 -- only when it is asked for
+
+        Path(html_path).write_text(render(matrix, [row.name for row in chosen], checks), encoding="utf-8")
     if not any(outcome.status == "kept" for outcome in matrix.outcomes) and not matrix.broken:
         complain("Nothing could be shown: every check was skipped.")
         return 2
@@ -177,16 +203,3 @@ def _checks(only: Sequence[str]) -> list[Check]:
     if unknown:
         raise ValueError(f"There is no check {unknown[0]!r}. There are: {', '.join(sorted(known))}.")
     return [check for name, check in known.items() if not only or name in only]
-
-
-def _page(matrix: Matrix, chosen: Sequence[Backend], checks: Sequence[Check]) -> Callable[[], str]:
-    def page() -> str:
-        from checks._html import render  # noqa: PLC0415 -- only when it is asked for
-
-        return render(matrix, [row.name for row in chosen], checks)
-
-    return page
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

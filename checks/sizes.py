@@ -211,7 +211,7 @@ class HasKernelsForSomeSizes(Honest):
 def rounded_hidden_sizes_are_accepted(bench: Bench, case: Case) -> None:
     """What maybe_roundup_layer_hidden_size gives is no smaller, and prepare takes it; trimmed, the output is right."""
     if bench.row.round_up is None:
-        raise NotShown(bench.row.why("round_up=None", "it does not say how sizes are rounded up"))
+        raise NotShown(bench.row.why("round_up", "it does not say how sizes are rounded up"))
     asked = case.hidden
     rounded = bench.row.round_up(asked, bench.dtype(case))
     if rounded < asked:

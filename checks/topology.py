@@ -42,7 +42,7 @@ def sizes_follow_the_expert_parallel_group(bench: Bench, case: Case) -> None:
     if dp * tp != bench.world_size:
         raise NotShown(f"a grid of {dp} x {tp} is no world of {bench.world_size}")
     if not bench.row.grids:
-        raise NotShown(bench.row.why("grids=False", "it is built without a grid"))
+        raise NotShown(bench.row.why("grids", "it is built without a grid"))
     trip = bench.trip(case)
     expected = 1 if bench.row.replicated else bench.world_size
     if trip.backend.num_dispatchers() != expected:

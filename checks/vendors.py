@@ -79,7 +79,7 @@ def spy_on(backend: Any, vendor: Vendor) -> Spy:
 
 def _spied(bench: Bench, case: Case) -> tuple[Any, Spy]:
     if bench.row.vendor is None:
-        raise NotShown(bench.row.why("vendor=None", "it says of no library where its calls could be seen"))
+        raise NotShown(bench.row.why("vendor", "it says of no library where its calls could be seen"))
     backend = bench.build(case)
     return backend, spy_on(backend, bench.row.vendor)
 

@@ -178,7 +178,7 @@ def test_a_world_that_does_not_fit_is_skipped_with_its_reason(tmp_path, capsys):
     assert main(extra_rows=[small], only=ONLY, world_sizes=[2], json_path=str(path)) == 2
     (outcome,) = json.loads(path.read_text())["outcomes"]
     assert outcome["status"] == "skipped"
-    assert outcome["message"] == "small declares worlds of 1 ranks: it takes no others"
+    assert outcome["message"] == "small declares world_sizes 1: it has one wire"
     assert "Nothing could be shown" in capsys.readouterr().err
 
 
