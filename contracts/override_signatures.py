@@ -7,9 +7,9 @@ from typing import Any, cast
 from grimp import ImportGraph
 from importlinter import fields
 
-from contracts._base import DefinitionContract, listed
+from contracts._base import DefinitionContract, describe, doubt, listed
 from contracts._findings import Examination, Finding
-from contracts.source import Answer, Index, UnknownNameError
+from contracts.source import Index, UnknownNameError
 
 
 class OverrideSignaturesContract(DefinitionContract):
@@ -52,6 +52,10 @@ class OverrideSignaturesContract(DefinitionContract):
     methods = fields.ListField(subfield=fields.StringField(), required=False, default=[])
     require_annotations = fields.BooleanField(required=False, default=True)
 
+    def validate(self) -> None:
+        """Refuse a contract that compares nothing."""
+        self.require("base_classes")
+
     def examine(self, index: Index, graph: ImportGraph) -> Examination:
         """Find the overrides that do not keep what their bases promise."""
         bases = cast("list[str]", self.base_classes)
@@ -63,33 +67,17 @@ class OverrideSignaturesContract(DefinitionContract):
                 f"Nothing to check: {listed(bases)} has no subclass in {listed(index.tree.roots)}."
             )
 
-        def ask() -> Any:
+        def compare() -> Any:
             # A warm run remembers the answer, and does without what would compute it.
             from contracts.source._overrides import overrides  # noqa: PLC0415  see above
 
             return overrides(index, answer, bases, methods, require_annotations=required)
 
-        key = ["override_signatures", *sorted(bases), *sorted(methods), str(required)]
-        return examination(
-            index.remembered(key, ask), answer, bases, "its overrides must fit the base's methods"
+        key = ["override_signatures", *sorted(bases), f"methods {required}", *sorted(methods)]
+        compared = index.remembered(key, compare)
+        open_ = [doubt(item, bases, "and then its methods must fit") for item in answer.undecided]
+        return Examination(
+            [Finding(*item) for item in compared["findings"]],
+            sorted([*(Finding(*item) for item in compared["undecided"]), *open_]),
+            sorted({*compared["problems"], *map(describe, answer.problems)}),
         )
-
-
-def examination(plain: Any, answer: Answer, bases: list[str], rule: str) -> Examination:
-    """What a remembered answer about methods means for a contract, with the open classes of ``answer``."""
-    short = listed([base.rpartition(".")[2] for base in bases])
-    undecided = [
-        Finding(
-            open_.path,
-            open_.line,
-            open_.column,
-            open_.dotted_name,
-            f"{open_.name} may be a {short}, and then {rule}: reading cannot tell {open_.reason}",
-        )
-        for open_ in answer.undecided
-    ]
-    return Examination(
-        [Finding(*item) for item in plain["findings"]],
-        [*(Finding(*item) for item in plain["undecided"]), *undecided],
-        sorted({*plain["problems"], *(f"{p.path}:{p.line} {p.reason}" for p in answer.problems)}),
-    )

@@ -16,6 +16,7 @@ class Effect(enum.Enum):
     STATIC = "static"
     CLASS = "class"
     PROPERTY = "property"
+    CACHED_PROPERTY = "cached property"
     SETTER = "setter"
     DELETER = "deleter"
     OVERLOAD = "overload"
@@ -33,7 +34,7 @@ _KNOWN = {
     "abc.abstractproperty": Effect.PROPERTY,
     "enum.property": Effect.PROPERTY,
     "types.DynamicClassAttribute": Effect.PROPERTY,
-    "functools.cached_property": Effect.PROPERTY,
+    "functools.cached_property": Effect.CACHED_PROPERTY,
     "contextlib.contextmanager": Effect.CONTEXT_MANAGER,
     "contextlib.asynccontextmanager": Effect.CONTEXT_MANAGER,
     "typing.overload": Effect.OVERLOAD,

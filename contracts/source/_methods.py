@@ -9,11 +9,24 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from contracts.source._decorators import Decorators, Effect
-from contracts.source._names import Names, is_type_checking
+from contracts.source._names import Lost, Names, is_type_checking
 from contracts.source._resolve import ClassValue, External, FunctionValue
 from contracts.source._syntax import Syntax
 
+# What is certainly no function.
+DATA = (
+    ast.Constant, ast.List, ast.Dict, ast.Set, ast.Tuple, ast.JoinedStr, ast.ListComp, ast.SetComp, ast.DictComp,
+    ast.GeneratorExp, ast.Compare, ast.UnaryOp, ast.BinOp,
+)  # fmt: skip
+_WRAPPERS = {
+    "": "instance",
+    "builtins.staticmethod": "static",
+    "builtins.classmethod": "class",
+    "builtins.property": "property",
+}
+
 POSITION, EITHER, NAME, REST, NAMED_REST = "position", "either", "name", "rest", "named rest"
+BY_POSITION = frozenset({POSITION, EITHER})
 
 
 class Parameter(NamedTuple):
@@ -26,14 +39,21 @@ class Parameter(NamedTuple):
     line: int
     column: int
 
+    @property
+    def written(self) -> str:
+        """The name with its stars."""
+        return {REST: "*", NAMED_REST: "**"}.get(self.kind, "") + self.name
+
 
 @dataclass(slots=True)
 class Definition:
     """What a class body binds a name to.
 
     ``kind`` is ``instance``, ``static`` or ``class`` for methods, ``property``, or ``attribute``;
-    ``not_understood`` are the decorators of which reading cannot tell what they do; ``parameters`` are those
-    of a call through the class's instances, without ``self``.
+    ``not_understood`` are the decorators of which reading cannot tell what they do, or the expression that
+    gives an attribute it knows not what; ``parameters`` are those of a call through the class's instances,
+    without ``self``, and ``lacks_self`` says that there is none; ``annotation`` and ``value`` are an
+    attribute's.
     """
 
     owner: ClassValue
@@ -49,6 +69,9 @@ class Definition:
     deletable: bool = False
     manages_context: bool = False
     is_coroutine: bool = False
+    lacks_self: bool = False
+    annotation: ast.expr | None = None
+    value: ast.expr | None = None
 
     @property
     def is_method(self) -> bool:
@@ -57,8 +80,8 @@ class Definition:
 
     @property
     def returns(self) -> ast.expr | None:
-        """The return annotation."""
-        return self.node.returns if self.node is not None else None
+        """The return annotation, or an attribute's."""
+        return self.node.returns if self.node is not None else self.annotation
 
     @property
     def declared(self) -> frozenset[str]:
@@ -94,6 +117,9 @@ class Methods:
             node = self._syntax.class_(value)
             if node is not None:
                 self._read(node.body, value, found)
+                for name in self._syntax.summary(value.module).classes[value.key].attributes.keys() - found.keys():
+                    found[name] = [self._attribute(name, node, value)]  # by an import, a loop, "with" or ":="
+                    found[name][0].not_understood = [ast.Name(name)]
             self._defined[value] = found
         return self._defined[value]
 
@@ -119,10 +145,16 @@ class Methods:
                     for target in statement.targets:
                         if isinstance(target, ast.Name):
                             found[target.id] = [self._assigned(target, statement.value, owner)]
+                        elif isinstance(target, ast.Tuple | ast.List):
+                            for name in (item for item in ast.walk(target) if isinstance(item, ast.Name)):
+                                found[name.id] = [self._attribute(name.id, name, owner)]
+                                found[name.id][0].not_understood = [statement.value]
                 case ast.AnnAssign() if (
                     isinstance(statement.target, ast.Name) and statement.value is not None
                 ):
-                    found[statement.target.id] = [self._assigned(statement.target, statement.value, owner)]
+                    name, value = statement.target, statement.value
+                    found[name.id] = [self._assigned(name, value, owner)]
+                    found[name.id][0].annotation = statement.annotation
                 case ast.ClassDef():
                     found[statement.name] = [self._attribute(statement.name, statement, owner)]
                 case ast.Delete():
@@ -134,7 +166,9 @@ class Methods:
                         self._read(statement.orelse, owner, found)
                     else:
                         self._branches([statement.body, statement.orelse], owner, found)
-                case ast.Try():
+                case ast.Match():
+                    self._branches([*(case.body for case in statement.cases), []], owner, found)
+                case ast.Try() | ast.TryStar():
                     body = [*statement.body, *statement.orelse]
                     self._branches([body, *(handler.body for handler in statement.handlers)], owner, found)
                     self._read(statement.finalbody, owner, found)
@@ -173,12 +207,13 @@ class Methods:
             if effect in {Effect.SETTER, Effect.DELETER}:
                 self._extend_property(definition, effect, found)
                 return
-            if effect is Effect.OVERLOAD:
-                return  # the implementation, which comes last, takes what all of them take
-            if effect is Effect.UNKNOWN:
+            if effect in {Effect.UNKNOWN, Effect.OVERLOAD}:
+                # Of overloads only the implementation counts, which replaces them: it takes what all of them take.
                 definition.not_understood.append(decorator)
             elif effect is Effect.CONTEXT_MANAGER:
                 definition.manages_context = True
+            elif effect is Effect.CACHED_PROPERTY:
+                definition.kind, definition.settable, definition.deletable = "property", True, True
             elif effect is not Effect.NOTHING:
                 definition.kind = effect.value
         self._fill(definition, node, owner.module)
@@ -199,40 +234,50 @@ class Methods:
     def _assigned(self, target: ast.Name, value: ast.expr, owner: ClassValue) -> Definition:
         """``name = function`` and its relatives."""
         definition = self._attribute(target.id, target, owner)
-        wrapper = ""
-        if isinstance(value, ast.Call) and value.args:
+        definition.value = value
+        if isinstance(value, DATA):
+            return definition
+        wrapper, wrapped = "", value
+        if isinstance(value, ast.Call):
             meaning = self._names.expression(owner.module, value.func, owner)
             wrapper = meaning.name if isinstance(meaning, External) else "?"
-            value = value.args[0]
-        if wrapper == "builtins.property":
-            definition.kind, definition.settable, definition.deletable = "property", True, True
-            return definition
-        kind = {"": "instance", "builtins.staticmethod": "static", "builtins.classmethod": "class"}.get(
-            wrapper
-        )
-        function = self._function(value, owner) if isinstance(value, ast.Name | ast.Attribute) else None
-        if function is None:
-            return definition
-        module, node = function
-        if kind is None:
-            definition.kind, definition.not_understood = "instance", [value]
-            return definition
-        definition.kind, definition.node, definition.module = kind, node, module
-        self._fill(definition, node, module)
+            wrapped = value.args[0] if value.args else value
+            if wrapper == "builtins.property":
+                given = len(value.args) + len(value.keywords)
+                definition.kind, definition.settable, definition.deletable = "property", given > 1, given > 2
+        kind = _WRAPPERS.get(wrapper)
+        function = self._function(wrapped, owner) if kind is not None else None
+        if kind is not None and function is not None:
+            definition.kind = kind
+            definition.module, definition.node = function
+            self._fill(definition, definition.node, definition.module)
+        elif definition.kind == "attribute":
+            definition.not_understood = [value]
         return definition
 
     def _function(
         self, value: ast.expr, owner: ClassValue
     ) -> tuple[str, ast.FunctionDef | ast.AsyncFunctionDef] | None:
+        """The function that an expression in a class body names or is, with its module; None if it is wrapped."""
+        if isinstance(value, ast.Lambda):
+            body = ast.copy_location(ast.Return(value.body), value.body)
+            return owner.module, ast.copy_location(ast.FunctionDef("", value.args, [body], []), value)
         meaning = self._names.expression(owner.module, value, owner)
         if isinstance(value, ast.Name):
             ref = self._syntax.summary(owner.module).classes[owner.key].attributes.get(value.id)
-            if ref is not None and ref[0] == "d":
-                meaning = FunctionValue(owner.module, ref[1])
-        if not isinstance(meaning, FunctionValue):
-            return None
-        node = self._syntax.function(meaning)
-        return (meaning.module, node) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
+            if ref is not None:
+                meaning = FunctionValue(owner.module, ref[1]) if ref[0] == "d" else Lost(value.id)
+        elif isinstance(value, ast.Attribute):
+            holder = self._names.expression(owner.module, value.value, owner)
+            found = self.lookup(holder, value.attr) if isinstance(holder, ClassValue) else None
+            if found is not None and [item.kind for item in found[1]] == ["instance"]:
+                method = found[1][0].node
+                return (found[1][0].module, method) if method is not None and not method.decorator_list else None
+        if isinstance(meaning, FunctionValue):
+            node = self._syntax.function(meaning)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
+                return meaning.module, node
+        return None
 
     def _attribute(self, name: str, node: ast.expr | ast.stmt, owner: ClassValue) -> Definition:
         column = self._syntax.column(owner.module, node.lineno, node.col_offset)
@@ -244,9 +289,10 @@ class Methods:
         definition.is_coroutine = isinstance(node, ast.AsyncFunctionDef) and not _yields(node)
         definition.parameters = self.parameters(node, module)
         if definition.kind in {"instance", "class", "property"}:
-            first = definition.parameters[:1]
-            if first and first[0].kind in {POSITION, EITHER}:
+            first = definition.parameters[0].kind if definition.parameters else NAME
+            if first in {POSITION, EITHER}:
                 definition.parameters = definition.parameters[1:]
+            definition.lacks_self = first in {NAME, NAMED_REST}
 
     def parameters(self, node: ast.FunctionDef | ast.AsyncFunctionDef, module: str) -> list[Parameter]:
         """All parameters of a function, in order."""

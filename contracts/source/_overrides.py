@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracts.source._answer import Answer
@@ -11,7 +11,7 @@ from contracts.source._methods import Definition, Methods
 from contracts.source._names import Names
 from contracts.source._questions import Family, Remark, dotted, family, label, plain, short
 from contracts.source._resolve import ClassValue
-from contracts.source._signatures import Comparison, Difference, Signatures
+from contracts.source._signatures import Comparison, Difference, Doubt, Signatures
 from contracts.source._syntax import Syntax
 
 if TYPE_CHECKING:
@@ -56,69 +56,65 @@ class _Question:
         self.family: Family = family(syntax, self.methods, bases, answer)
         self.findings: list[Remark] = []
         self.undecided: list[Remark] = []
+        self.hidden: dict[ClassValue, list[str]] = {}
 
     def ask(self, patterns: Sequence[str]) -> dict[str, Any]:
         wanted = self.family.names(patterns)
         for value in self.family.definitions:
+            unfit = f"{short(value)} may not fit its bases: reading cannot tell"
             if self.syntax.class_(value) is None and self.made_with_methods(value):
-                self.doubt(value, None, short(value), "what methods the call that makes it gives it")
+                self.open(self.place(value), dotted(value), f"{unfit} what the call that makes it puts into it")
             for name in sorted(wanted):
                 self.look_at(value, name)
+        for value, names in self.hidden.items():
+            taken = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            unfit = f"{short(value)} may not fit its bases: reading cannot tell"
+            self.open(self.place(value), dotted(value), f"{unfit} whether a base that is not read has its own {taken}")
         return plain(self.findings, self.undecided, self.syntax.problems)
 
     def look_at(self, value: ClassValue, name: str) -> None:
         promised = [a for a in self.family.promised(value) if self.methods.defined(a).get(name)]
-        if not promised:
-            return
-        provided = self.provided(value, name)
+        provided = self.provided(value, name) if promised else None
         if provided is None:
             return
         provider, definitions = provided
-        if provider != value and provider in self.family.promised(value):
-            return  # inherited, and looked at where it is defined
-        against = [self.methods.defined(promised[0])[name], *self.of_the_bases(value, name)]
+        if provider != value and provider in promised:
+            # Inherited, and looked at where it is defined: only what that class has not above itself is new.
+            known = {provider, *self.family.promised(provider)}
+            promised = [ancestor for ancestor in promised if ancestor not in known]
         for definition in definitions:
             seen: set[tuple[str, str]] = set()
-            for bases in against:
-                base, comparison = self.best(bases, definition, value)
+            for ancestor in promised:
+                base, comparison = self.best(self.methods.defined(ancestor)[name], definition, value)
                 for difference in comparison.differences:
-                    if (difference.parameter, difference.fact) not in seen:
-                        seen.add((difference.parameter, difference.fact))
+                    # Parameters without annotation are listed in one finding, for the nearest ancestor that has some.
+                    fact = "unannotated" if difference.is_unannotated else difference.fact
+                    if (difference.parameter, fact) not in seen:
+                        seen.add((difference.parameter, fact))
                         self.report(value, definition, base, difference)
                 for doubt in comparison.doubts:
-                    if ("", doubt) not in seen:
-                        seen.add(("", doubt))
-                        self.doubt(value, definition, f"{short(value)}.{name}", doubt, base)
+                    if ("", doubt.text) not in seen:
+                        seen.add(("", doubt.text))
+                        self.doubt(value, definition, base, doubt)
 
     def provided(self, value: ClassValue, name: str) -> tuple[ClassValue, list[Definition]] | None:
         """Where a class takes a method from; None where a class that is not known may come first."""
         for ancestor in self.methods.order(value):
             if ancestor is None:
+                self.hidden.setdefault(value, []).append(name)
                 return None
             found = self.methods.defined(ancestor).get(name)
             if found:
                 return ancestor, found
         return None
 
-    def of_the_bases(self, value: ClassValue, name: str) -> Iterator[list[Definition]]:
-        """What the configured bases have under a name."""
-        for base in self.family.bases:
-            if base in self.family.promised(value):
-                found = self.methods.lookup(base, name)
-                if found is not None:
-                    yield found[1]
-
     def best(
         self, bases: Sequence[Definition], definition: Definition, value: ClassValue
     ) -> tuple[Definition, Comparison]:
         """The comparison with whichever definition fits best, where the base's depends on a condition."""
+        required = self.require_annotations
         results = [
-            (
-                base,
-                self.signatures.compare(
-                    base, definition, value, require_annotations=self.require_annotations
-                ),
-            )
+            (base, self.signatures.compare(base, definition, value, require_annotations=required))
             for base in bases
         ]
         return min(results, key=lambda result: (len(result[1].differences), len(result[1].doubts)))
@@ -139,22 +135,24 @@ class _Question:
             )
         self.findings.append(Remark(path, line, column, name, message))
 
-    def doubt(
-        self,
-        value: ClassValue,
-        definition: Definition | None,
-        what: str,
-        doubt: str,
-        base: Definition | None = None,
-    ) -> None:
-        path, line, column = self.place(value)
-        name = dotted(value)
-        if definition is not None:
-            name = f"{name}.{definition.name}"
+    def doubt(self, value: ClassValue, definition: Definition, base: Definition, doubt: Doubt) -> None:
+        if doubt.of_base:
+            # Said once, however many overrides there are.
+            place = self.syntax.path(base.owner.module), base.line, base.column
+            name = f"{dotted(base.owner)}.{base.name}"
+            text = f"Overrides of {short(base.owner)}.{base.name} may not fit it: reading cannot tell {doubt.text}"
+        else:
+            place, name = self.place(value), f"{dotted(value)}.{definition.name}"
             if definition.owner == value:
-                line, column = definition.line, definition.column
-        fits = f"may not fit {label(base, self.syntax)}" if base is not None else "may not fit its bases"
-        self.undecided.append(Remark(path, line, column, name, f"{what} {fits}: reading cannot tell {doubt}"))
+                place = place[0], definition.line, definition.column
+            text = f"{short(value)}.{definition.name} may not fit {label(base, self.syntax)}: "
+            text += f"reading cannot tell {doubt.text}"
+        self.open(place, name, text)
+
+    def open(self, place: tuple[str, int, int], name: str, text: str) -> None:
+        remark = Remark(*place, name, f"{text}. If it is right, add {name} to ignore_definitions")
+        if remark not in self.undecided:
+            self.undecided.append(remark)
 
     def place(self, value: ClassValue) -> tuple[str, int, int]:
         definition = self.family.definitions[value]

@@ -7,12 +7,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from contracts.source._defaults import Defaults
-from contracts.source._methods import EITHER, NAME, NAMED_REST, POSITION, REST, Definition, Methods, Parameter
+from contracts.source._methods import (
+    BY_POSITION,
+    DATA,
+    EITHER,
+    NAME,
+    NAMED_REST,
+    POSITION,
+    REST,
+    Definition,
+    Methods,
+    Parameter,
+)
 from contracts.source._names import Names
 from contracts.source._resolve import ClassValue
 from contracts.source._subtypes import Subtypes, Verdict
 from contracts.source._syntax import Syntax
-from contracts.source._types import ANY, Named, Type, Types, Variable
+from contracts.source._types import (
+    ANY,
+    NONE,
+    SELF,
+    Literal,
+    Named,
+    Type,
+    Types,
+    Unknown,
+    Variable,
+    parts,
+    substitute,
+)
 
 _KINDS = {
     "instance": "an instance method",
@@ -35,13 +58,21 @@ class Difference(NamedTuple):
     fact: str
     rule: str
     advice: str
+    is_unannotated: bool = False
+
+
+class Doubt(NamedTuple):
+    """What reading cannot tell; ``of_base`` where that is so of any override, for what the base says."""
+
+    text: str
+    of_base: bool = False
 
 
 class Comparison(NamedTuple):
     """What breaks the base's promise, and what reading cannot tell."""
 
     differences: list[Difference]
-    doubts: list[str]
+    doubts: list[Doubt]
 
 
 class Signatures:
@@ -56,7 +87,7 @@ class Signatures:
     def __init__(self, syntax: Syntax, names: Names, methods: Methods) -> None:
         self._methods = methods
         self._types = Types(syntax, names)
-        self._subtypes = Subtypes(syntax)
+        self._subtypes = Subtypes(syntax, self._types)
         self._defaults = Defaults(names)
 
     def compare(
@@ -64,18 +95,22 @@ class Signatures:
     ) -> Comparison:
         """Compare an override with the definition that it overrides, as they meet in the class ``subject``."""
         bound = self._types.bindings(subject, base.owner, self._methods.order(subject))
+        bound[SELF] = Named(subject)
         pair = _Pair(self, base, override, bound, require_annotations)
-        doubts = self._decorators(base, override)
-        if not doubts:
-            pair.run()
-        return Comparison(pair.differences, [*doubts, *pair.doubts])
+        if override.kind == "attribute" and base.kind in {"property", "attribute"}:
+            pair.attribute()
+        else:
+            pair.doubts += self._not_understood(base, override)
+            if not pair.doubts:
+                pair.run()
+        return Comparison(pair.differences, pair.doubts)
 
     def type_of(
-        self, definition: Definition, annotation: ast.expr | None, bound: Mapping[Variable, Type] | None
+        self, definition: Definition, annotation: ast.expr | None, bound: Mapping[Variable, Type]
     ) -> Type:
         """The type that an annotation of a definition spells."""
         scope = definition.owner if definition.module == definition.owner.module else None
-        return self._types.read(annotation, definition.module, scope, bound, definition.declared)
+        return substitute(self._types.read(annotation, definition.module, scope, bound, definition.declared), bound)
 
     def accepts(self, wide: Type, narrow: Type) -> Verdict:
         """Whether every ``narrow`` is a ``wide``."""
@@ -87,7 +122,7 @@ class Signatures:
         """Whether two defaults are the same value."""
         return self._defaults.same(default, one.owner, theirs, other.owner)
 
-    def _decorators(self, base: Definition, override: Definition) -> list[str]:
+    def _not_understood(self, base: Definition, override: Definition) -> list[Doubt]:
         """The decorators that are not understood, unless both definitions have the same ones."""
         ours, theirs = override.not_understood, base.not_understood
         same = self._methods.decorators.same
@@ -95,8 +130,8 @@ class Signatures:
             same(one, override.owner, other, base.owner) for one, other in zip(ours, theirs, strict=True)
         ):
             return []
-        return [f"what {_decorator(node)} makes of it" for node in ours] + [
-            f"what {_decorator(node)} makes of {_label(base)}" for node in theirs
+        return [Doubt(_made(override, node, "it")) for node in ours] + [
+            Doubt(_made(base, node, _label(base)), of_base=True) for node in theirs
         ]
 
 
@@ -115,25 +150,45 @@ class _Pair:
         self.base = base
         self.override = override
         self.bound = bound
+        self.own = {SELF: bound[SELF]}
         self.require_annotations = require_annotations
         self.differences: list[Difference] = []
-        self.doubts: list[str] = []
+        self.doubts: list[Doubt] = []
+
+    def attribute(self) -> None:
+        """Compare an attribute with what is read in the same way."""
+        value = self.override.value
+        if self.override.annotation is not None:
+            self.result()
+        elif isinstance(value, ast.Constant) and self.base.returns is not None:
+            wide, of = self.given(self.base, self.bound), type(value.value).__name__
+            narrow = NONE if value.value is None else Literal(repr(value.value), f"builtins.{of}")
+            if self.signatures.accepts(wide, narrow) is False:
+                rule = f"is {ast.unparse(self.base.returns)}"
+                self.differ(None, f"is {ast.unparse(value)}", rule, f"Give it a value that {rule}.")
 
     def run(self) -> None:
         base, override = self.base, self.override
-        if override.kind == "attribute" and base.kind in {"property", "attribute"}:
-            return  # read alike
+        if base.kind == "attribute":
+            # None stands for a hook that overrides may fill in.
+            if override.is_method and isinstance(base.value, DATA) and ast.unparse(base.value) != "None":
+                fact, rule = f"is {_KINDS[override.kind]}", f"is {_KINDS[base.kind]}"
+                self.differ(None, fact, rule, "Decorate it with @property.")
+            return
         called_alike = {base.kind, override.kind} == {"static", "class"}
-        if base.kind != override.kind and base.kind != "attribute" and not called_alike:
-            advice = (
-                "Decorate it with @property." if base.kind == "property" else f"Make it {_KINDS[base.kind]}."
-            )
+        if base.kind != override.kind and not called_alike:
+            advice = f"Make it {_KINDS[base.kind]}."
+            if base.kind == "property":
+                advice = "Decorate it with @property."
             self.differ(None, f"is {_KINDS[override.kind]}", f"is {_KINDS[base.kind]}", advice)
             return
+        if override.lacks_self and not base.lacks_self:
+            first = "cls" if override.kind == "class" else "self"
+            self.differ(None, f"takes no {first}", "does", f"Put {first} before its other parameters.")
         if base.kind == "property":
             self.property()
         if override.node is None or base.node is None:
-            return
+            return  # a property whose getter is the base's, or stands elsewhere
         if base.is_method:
             self.parameters()
         self.result()
@@ -162,85 +217,81 @@ class _Pair:
 
     def parameters(self) -> None:
         theirs, ours = self.base.parameters, self.override.parameters
-        matched = dict(self.match(theirs, ours))
+        self.order([p.name for p in theirs if p.kind == EITHER], [p.name for p in ours if p.kind in BY_POSITION])
+        matched = list(self.match(theirs, ours))
+        taken = {item for _, item in matched}
         for item in ours:
-            taken = any(other is item for other in matched.values())
             required = item.default is None and item.kind not in {REST, NAMED_REST}
-            if not taken and required and not _takes_anything(self.base) and not self.renamed(item):
-                advice = "Give it a default, or leave it out."
-                self.differ(item, f"requires '{item.name}'", f"takes no '{item.name}'", advice)
-        unannotated: list[Parameter] = []
-        for parameter, item in matched.items():
-            self.defaults(parameter, item)
-            if item.annotation is None:
-                if parameter.annotation is not None and item.kind == parameter.kind:
-                    unannotated.append(item)
-            else:
-                self.parameter_type(parameter, item)
+            if required and item not in taken and not _takes_anything(self.base):
+                fact, rule = f"requires '{item.name}'", f"takes no '{item.name}'"
+                self.differ(item, fact, rule, "Give it a default, or leave it out.")
+        for parameter, item in matched:
+            self.default(parameter, item)
+            self.parameter_type(parameter, item)
+        unannotated = [
+            item.written
+            for item in ours
+            if item.annotation is None and any(p.annotation for p, taker in matched if taker is item)
+        ]
         if unannotated and self.require_annotations:
-            listed = ", ".join(f"'{item.name}'" for item in unannotated)
+            listed = ", ".join(f"'{name}'" for name in unannotated)
             self.differ(None, f"does not annotate {listed}", "does", "Annotate what the base annotates.")
+            self.differences[-1] = self.differences[-1]._replace(is_unannotated=True)
 
     def match(
         self, theirs: Sequence[Parameter], ours: Sequence[Parameter]
     ) -> Iterator[tuple[Parameter, Parameter]]:
-        """Pair each of the base's parameters with the override's that takes it."""
-        positional = [item for item in ours if item.kind in {POSITION, EITHER}]
+        """Pair each of the base's parameters with those of the override that take it; report it if none does."""
+        positional = [item for item in ours if item.kind in BY_POSITION]
         by_name = {item.name: item for item in ours if item.kind in {EITHER, NAME}}
-        rest = next((item for item in ours if item.kind == REST), None)
-        named_rest = next((item for item in ours if item.kind == NAMED_REST), None)
-        self.order([p.name for p in theirs if p.kind == EITHER], [p.name for p in positional])
-        self.new_names: set[str] = set()
+        rest = [item for item in ours if item.kind == REST]
+        named_rest = [item for item in ours if item.kind == NAMED_REST]
         place = 0
         for parameter in theirs:
             name = parameter.name
-            if parameter.kind in {POSITION, EITHER}:
-                item = positional[place] if place < len(positional) else None
-                place += 1
-                if parameter.kind == POSITION:
-                    taker = item or rest
-                    if taker is None:
-                        self.missing(parameter)
-                    else:
-                        yield parameter, taker
-                elif name in by_name:
-                    if by_name[name].kind == NAME and rest is None:
-                        self.differ(by_name[name], f"takes '{name}' by name only", "takes it by position too",
-                                    "Let it be passed by position.")  # fmt: skip
-                    yield parameter, by_name[name]
-                elif item is not None and item.name == name:
-                    self.differ(item, f"takes '{name}' by position only", "takes it by name too",
-                                "Let it be passed by name.")  # fmt: skip
-                    yield parameter, item
-                elif item is not None and all(item.name != other.name for other in theirs):
-                    if item.kind == EITHER or named_rest is None:
-                        self.new_names.add(item.name)
-                        self.differ(item, f"calls its parameter {place} '{item.name}'", f"calls it '{name}'",
-                                    "Rename it: callers may pass it by name.")  # fmt: skip
-                    yield parameter, item
-                elif rest is not None and named_rest is not None:
-                    yield parameter, named_rest
-                else:
-                    self.missing(parameter)
-            elif parameter.kind == NAME:
-                taker = by_name.get(name) or named_rest
-                if taker is None:
-                    self.missing(parameter)
-                else:
-                    yield parameter, taker
-            else:
-                taker = rest if parameter.kind == REST else named_rest
-                if taker is not None:
-                    yield parameter, taker
-                elif not _takes_anything(self.base):
-                    stars = "*" if parameter.kind == REST else "**"
-                    self.differ(None, f"takes no {stars}{name}", "does", "Add it.")
+            takers: list[Parameter] = []
+            at_place = positional[place : place + 1]
+            match parameter.kind:
+                case "position":
+                    place += 1
+                    takers = at_place or rest
+                case "either":
+                    place += 1
+                    if name in by_name:
+                        takers = [by_name[name]]
+                    elif (at_place and all(at_place[0].name != other.name for other in theirs)) or (at_place and at_place[0].name == name):
+                        takers = at_place
+                    elif rest and named_rest:
+                        takers = [*rest, *named_rest]
+                    self.how_passed(parameter, takers, place, bool(rest), bool(named_rest))
+                case "name":
+                    takers = [by_name[name]] if name in by_name else named_rest
+                case "rest":
+                    takers = rest
+                case _:
+                    takers = named_rest
+            if not takers and not (parameter.kind in {REST, NAMED_REST} and _takes_anything(self.base)):
+                self.differ(None, f"takes no '{parameter.written}'", "does", "Add it.")
+            yield from ((parameter, taker) for taker in takers)
 
-    def missing(self, parameter: Parameter) -> None:
-        self.differ(None, f"takes no '{parameter.name}'", "does", "Add it.")
-
-    def renamed(self, parameter: Parameter) -> bool:
-        return parameter.name in self.new_names
+    def how_passed(
+        self, parameter: Parameter, takers: list[Parameter], place: int, has_rest: bool, has_named_rest: bool
+    ) -> None:
+        """Report what can no longer be passed by position, or by name, as the base lets it be."""
+        name = parameter.name
+        for item in takers:
+            must = item.default is None
+            if item.kind == NAME and (must or not has_rest):
+                fact = f"takes '{name}' by name only"
+                self.differ(item, fact, "takes it by position too", "Let it be passed by position.")
+            elif item.kind == POSITION and item.name == name and (must or not has_named_rest):
+                fact = f"takes '{name}' by position only"
+                self.differ(item, fact, "takes it by name too", "Let it be passed by name.")
+            elif item.kind in BY_POSITION and item.name != name and (
+                item.kind == EITHER or must or not has_named_rest
+            ):
+                fact = f"calls its parameter {place} '{item.name}'"
+                self.differ(item, fact, f"calls it '{name}'", "Rename it: callers may pass it by name.")
 
     def order(self, theirs: Sequence[str], ours: Sequence[str]) -> None:
         """Report a changed order of the parameters that both take, or one that is put before them."""
@@ -256,10 +307,10 @@ class _Pair:
             item = next(p for p in self.override.parameters if p.name == name)
             after = [other for other in ours[ours.index(name) + 1 :] if other in theirs]
             if name not in theirs and after and item.default is not None:
-                self.differ(item, f"takes '{name}' before '{after[0]}'", f"takes no '{name}'",
-                            "Put it behind what the base takes.")  # fmt: skip
+                fact, rule = f"takes '{name}' before '{after[0]}'", f"takes no '{name}'"
+                self.differ(item, fact, rule, "Put it behind what the base takes.")
 
-    def defaults(self, parameter: Parameter, item: Parameter) -> None:
+    def default(self, parameter: Parameter, item: Parameter) -> None:
         if parameter.default is None or item.kind in {REST, NAMED_REST}:
             return
         text = ast.unparse(parameter.default)
@@ -273,47 +324,54 @@ class _Pair:
             fact = f"defaults '{item.name}' to {ast.unparse(item.default)}"
             self.differ(item, fact, f"defaults it to {text}", "Use the base's default.")
         elif same is None:
-            self.doubts.append(
-                f"whether the defaults {ast.unparse(item.default)} and {text} of '{item.name}' are one"
-            )
+            ours = ast.unparse(item.default)
+            self.doubts.append(Doubt(f"whether the defaults {ours} and {text} of '{item.name}' are one"))
 
     def parameter_type(self, parameter: Parameter, item: Parameter) -> None:
-        wide = self.signatures.type_of(self.override, item.annotation, None)
+        if parameter.annotation is None or item.annotation is None:
+            return
+        wide = self.signatures.type_of(self.override, item.annotation, self.own)
         narrow = self.signatures.type_of(self.base, parameter.annotation, self.bound)
         verdict = self.signatures.accepts(wide, narrow)
-        if verdict is True or parameter.annotation is None or item.annotation is None:
-            return
         ours, theirs = ast.unparse(item.annotation), ast.unparse(parameter.annotation)
         if verdict is False:
             advice = "A parameter may be wider than the base's, never narrower."
             self.differ(item, f"takes '{item.name}' as {ours}", f"takes it as {theirs}", advice)
+        elif verdict is None:
+            self.doubt_type(f"whether its '{item.name}', {ours}, takes every {theirs}", narrow)
+
+    def doubt_type(self, text: str, promised: Type) -> None:
+        unread = [item for item in parts(promised) if isinstance(item, Unknown)]
+        if unread:
+            doubt = Doubt(f"what {unread[0].text} is, in an annotation of {_label(self.base)}", of_base=True)
         else:
-            self.doubts.append(f"whether its '{item.name}', {ours}, takes every {theirs}")
+            doubt = Doubt(text)
+        self.doubts.append(doubt)
 
     # Result
 
     def result(self) -> None:
         base, override = self.base, self.override
-        wide, narrow = self.given(base, self.bound), self.given(override, None)
+        wide, narrow = self.given(base, self.bound), self.given(override, self.own)
         if base.is_coroutine != override.is_coroutine:
             awaited_anyway = wide if override.is_coroutine else narrow
             if not _is_awaitable(awaited_anyway):
                 self.asynchrony()
                 return
-        if override.returns is None:
-            if self.require_annotations and base.returns is not None:
-                rule = f"{'is' if base.kind == 'property' else 'returns'} {ast.unparse(base.returns)}"
-                self.differ(None, "has no return annotation", rule, "Annotate it.")
-            return
+        verb = "is" if base.kind in {"property", "attribute"} else "returns"
         if base.returns is None:
             return
-        verdict = self.signatures.accepts(wide, narrow)
-        ours, theirs = ast.unparse(override.returns), ast.unparse(base.returns)
+        theirs = ast.unparse(base.returns)
+        if override.returns is None:
+            if self.require_annotations:
+                self.differ(None, "has no return annotation", f"{verb} {theirs}", "Annotate it.")
+            return
+        verdict, ours = self.signatures.accepts(wide, narrow), ast.unparse(override.returns)
         if verdict is False:
             advice = "A return type may be narrower than the base's, never wider."
-            self.differ(None, f"returns {ours}", f"returns {theirs}", advice)
+            self.differ(None, f"{verb} {ours}", f"{verb} {theirs}", advice)
         elif verdict is None:
-            self.doubts.append(f"whether what it returns, {ours}, is a {theirs}")
+            self.doubt_type(f"whether what it {verb}, {ours}, is a {theirs}", wide)
 
     def asynchrony(self) -> None:
         def what(definition: Definition) -> str:
@@ -328,7 +386,7 @@ class _Pair:
         advice = "Its callers do not await it." if self.override.is_coroutine else "Its callers await it."
         self.differ(None, what(self.override), what(self.base), advice)
 
-    def given(self, definition: Definition, bound: Mapping[Variable, Type] | None) -> Type:
+    def given(self, definition: Definition, bound: Mapping[Variable, Type]) -> Type:
         """What a call gives."""
         type_ = self.signatures.type_of(definition, definition.returns, bound)
         if definition.manages_context and isinstance(type_, Named):
@@ -360,6 +418,8 @@ def _label(definition: Definition) -> str:
     return f"{definition.owner.key.partition('@')[0]}.{definition.name}"
 
 
-def _decorator(node: ast.expr) -> str:
+def _made(definition: Definition, node: ast.expr, what: str) -> str:
+    if definition.kind == "attribute":
+        return f"what {ast.unparse(node)} is"
     text = ast.unparse(node.func if isinstance(node, ast.Call) else node)
-    return f"@{text}"
+    return f"what @{text} makes of {what}"

@@ -14,9 +14,11 @@ from contracts.source._types import (
     Literal,
     Named,
     Type,
+    Types,
     Union,
     Unknown,
     Variable,
+    substitute,
 )
 
 Verdict = bool | None
@@ -25,25 +27,49 @@ Verdict = bool | None
 _STANDARD = frozenset(
     {"builtins", "collections", "collections.abc", "contextlib", "enum", "pathlib", "types"}
 )
-_PROMOTED = {"builtins.int": ("builtins.float", "builtins.complex"), "builtins.float": ("builtins.complex",)}
+_PROMOTED = {
+    "builtins.int": ("builtins.float", "builtins.complex"),
+    "builtins.float": ("builtins.complex",),
+    "typing.NamedTuple": ("builtins.tuple",),
+    "typing.TypedDict": ("collections.abc.Mapping",),
+}
+# Plain classes of torch, with their bases: what reading knows of classes from outside.
 _TORCH = {
+    "torch.Tensor": ("builtins.object",),
+    "torch.Generator": ("builtins.object",),
+    "torch.device": ("builtins.object",),
+    "torch.dtype": ("builtins.object",),
+    "torch.distributed.ProcessGroup": ("builtins.object",),
+    "torch.nn.Module": ("builtins.object",),
     "torch.nn.Parameter": ("torch.Tensor",),
-    "torch.nn.parameter.Parameter": ("torch.Tensor", "torch.nn.Parameter"),
     "torch.Size": ("builtins.tuple", "collections.abc.Sequence"),
 }
-_SAME = {"torch._tensor.Tensor": "torch.Tensor", "torch.nn.parameter.Parameter": "torch.nn.Parameter"}
-# Whose arguments may be narrowed along with the whole: nothing can be put into them.
-_COVARIANT = frozenset(
-    """
-    builtins.frozenset builtins.tuple builtins.type collections.abc.AsyncGenerator
-    collections.abc.AsyncIterable collections.abc.AsyncIterator collections.abc.Awaitable
-    collections.abc.Collection collections.abc.Container collections.abc.Coroutine
-    collections.abc.Generator collections.abc.ItemsView collections.abc.Iterable collections.abc.Iterator
-    collections.abc.KeysView collections.abc.Mapping collections.abc.Reversible collections.abc.Sequence
-    collections.abc.Set collections.abc.ValuesView contextlib.AbstractAsyncContextManager
-    contextlib.AbstractContextManager
-    """.split()
-)
+_SAME = {
+    "torch._C.device": "torch.device",
+    "torch._C.dtype": "torch.dtype",
+    "torch._tensor.Tensor": "torch.Tensor",
+    "torch.nn.modules.Module": "torch.nn.Module",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.nn.parameter.Parameter": "torch.nn.Parameter",
+}
+# How each argument may change along with the whole: narrower (+), wider (-), or not at all (=). Where a class is not
+# here, what is put into it stays as it is: not at all.
+_VARIANCE = {
+    **dict.fromkeys(
+        """
+        builtins.frozenset builtins.tuple builtins.type collections.abc.AsyncIterable
+        collections.abc.AsyncIterator collections.abc.Awaitable collections.abc.Collection
+        collections.abc.Container collections.abc.Iterable collections.abc.Iterator
+        collections.abc.Reversible collections.abc.Sequence collections.abc.Set collections.abc.ValuesView
+        contextlib.AbstractAsyncContextManager contextlib.AbstractContextManager
+        """.split(),
+        "+",
+    ),
+    "collections.abc.AsyncGenerator": "+-",
+    "collections.abc.Coroutine": "+-+",
+    "collections.abc.Generator": "+-+",
+    "collections.abc.Mapping": "=+",
+}
 _MAPPINGS = frozenset(
     {"builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.abc.Mapping",
      "collections.abc.MutableMapping"}
@@ -65,8 +91,9 @@ def some(verdicts: list[Verdict]) -> Verdict:
 class Subtypes:
     """The subtype relation of a tree's types."""
 
-    def __init__(self, syntax: Syntax) -> None:
+    def __init__(self, syntax: Syntax, types: Types) -> None:
         self._syntax = syntax
+        self._types = types
 
     def accepts(self, wide: Type, narrow: Type) -> Verdict:
         """Whether every ``narrow`` is a ``wide``."""
@@ -91,11 +118,8 @@ class Subtypes:
         if isinstance(wide, Function):
             return self._function(wide, narrow)
         if isinstance(narrow, Function):
-            return (
-                None
-                if isinstance(wide.name, ClassValue)
-                else wide.name in {"typing.Hashable", "types.FunctionType"} or None
-            )
+            fits = self._nominal(wide.name, "types.FunctionType")
+            return None if fits and wide.name == "types.FunctionType" else fits
         return self._named(wide, narrow)
 
     def same(self, one: Type, other: Type) -> Verdict:
@@ -114,9 +138,8 @@ class Subtypes:
 
     def _function(self, wide: Function, narrow: Type) -> Verdict:
         if not isinstance(narrow, Function):
-            if isinstance(narrow, Named) and narrow == NONE:
-                return False
-            return None  # an object with __call__
+            known = _standard(narrow.name) if isinstance(narrow, Named) and isinstance(narrow.name, str) else None
+            return False if known is not None and not _is_callable(known) else None
         result = self.accepts(wide.result, narrow.result)
         if wide.parameters is None or narrow.parameters is None:
             return result
@@ -129,9 +152,22 @@ class Subtypes:
         nominal = self._nominal(wide.name, narrow.name)
         if nominal is not True:
             return nominal
-        if wide.arguments is None or (narrow.arguments is None and not _string_like(narrow.name)):
-            return True
+        if isinstance(narrow.name, ClassValue) and narrow.name != wide.name:
+            narrow = self._seen_as(wide, narrow)
+        bare = narrow.arguments is None and not _string_like(narrow.name)
+        if wide.arguments is None or (bare and (narrow.name == wide.name or not isinstance(narrow.name, ClassValue))):
+            return True  # a generic without arguments is one of any
         return self._arguments(wide, narrow)
+
+    def _seen_as(self, wide: Named, narrow: Named) -> Named:
+        """A class of the tree as the generic class that it descends from."""
+        if not isinstance(wide.name, ClassValue) or not isinstance(narrow.name, ClassValue):
+            return narrow
+        types, order = self._types, self._syntax.index.hierarchy.order(narrow.name)
+        own = dict(zip(types.parameters_of(narrow.name), narrow.arguments or (), strict=False))
+        bound = types.bindings(narrow.name, wide.name, order)
+        arguments = [substitute(bound.get(item, item), own) for item in types.parameters_of(wide.name)]
+        return Named(wide.name, tuple(arguments) or None)
 
     def _nominal(self, wide: ClassValue | str, narrow: ClassValue | str) -> Verdict:
         if isinstance(wide, str):
@@ -144,19 +180,17 @@ class Subtypes:
             return self._descends(wide, narrow)
         if isinstance(wide, ClassValue):
             # A class from elsewhere does not descend from one of the tree; it may fit a protocol.
-            return None if self._is_protocol(wide) or not _is_standard(narrow) else False
+            return None if self._is_protocol(wide) or not _is_known(narrow) else False
         if wide in _PROMOTED.get(narrow, ()) or wide in _TORCH.get(narrow, ()):
             return True
         if narrow == "typing.LiteralString":
             return self._nominal(wide, "builtins.str")
-        if narrow == NONE.name:
-            return True if wide == "collections.abc.Hashable" else False if _is_standard(wide) else None
-        if wide == NONE.name:
-            return False if _is_standard(narrow) else None
-        above, below = _standard(wide), _standard(narrow)
-        if above is None or below is None:
+        if narrow == NONE.name and wide == "collections.abc.Hashable":
+            return True
+        if not _is_known(wide) or not _is_known(narrow) or (_is_structural(wide) and narrow in _TORCH):
             return None
-        return issubclass(below, above)
+        above, below = _standard(wide), _standard(narrow)
+        return issubclass(below, above) if above is not None and below is not None else False
 
     def _descends(self, wide: ClassValue | str, narrow: ClassValue) -> Verdict:
         hierarchy, resolver = self._syntax.index.hierarchy, self._syntax.index.resolver
@@ -176,8 +210,8 @@ class Subtypes:
                 ]
         if True in verdicts:
             return True
-        structural = wide.startswith(("collections.abc.", "typing.", "contextlib."))
-        return None if None in verdicts or structural else False
+        # What is from outside and not known may be a protocol, or an alias of much.
+        return None if None in verdicts or _is_structural(wide) or not _is_known(wide) else False
 
     def _is_protocol(self, value: ClassValue) -> bool:
         return any(
@@ -204,10 +238,13 @@ class Subtypes:
             theirs = (theirs[kept],) if kept < len(theirs) else theirs[:1]
         else:
             return None
-        relation = self.accepts if wide.name in _COVARIANT else self.same
-        verdict = every([relation(one, other) for one, other in zip(ours, theirs, strict=True)])
-        # Of a generic class of the tree, reading does not work out which arguments may be narrowed.
-        return None if verdict is False and isinstance(wide.name, ClassValue) else verdict
+        relations = {"+": self.accepts, "-": lambda one, other: self.accepts(other, one), "=": self.same}
+        variance = _VARIANCE.get(wide.name, "") if isinstance(wide.name, str) else ""
+        changes = variance.ljust(len(ours), variance[-1:] or "=")
+        verdict = every([relations[how](one, other) for how, one, other in zip(changes, ours, theirs, strict=False)])
+        # Of a class that is not known, reading does not work out which arguments may be narrowed.
+        known = isinstance(wide.name, str) and _is_known(wide.name)
+        return None if verdict is False and not known else verdict
 
     def _tuples(self, ours: tuple[Type, ...], theirs: tuple[Type, ...]) -> Verdict:
         if ours[-1:] == (ELLIPSIS,):
@@ -222,12 +259,22 @@ _BARE = frozenset(
 )
 
 
+def _is_callable(class_: type) -> bool:
+    return any("__call__" in vars(item) for item in class_.__mro__)
+
+
 def _string_like(name: ClassValue | str) -> bool:
     return name in {"builtins.str", "builtins.bytes", "builtins.range"}
 
 
-def _is_standard(name: str) -> bool:
-    return name.startswith("typing.") or _standard(name) is not None
+def _is_known(name: str) -> bool:
+    """Whether a class from outside of the tree is one whose bases are known."""
+    return name in _TORCH or name == NONE.name or _standard(name) is not None
+
+
+def _is_structural(name: str) -> bool:
+    """Whether a class may have what it takes to be one of this name without being derived from it."""
+    return name.startswith(("collections.abc.", "typing.", "contextlib."))
 
 
 def _standard(name: str) -> type | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from contracts.source._names import Alias, Lost, Meaning, Names
@@ -74,7 +74,7 @@ Type = AnyType | Named | Union | Function | Literal | Variable | Unknown
 ANY = AnyType()
 NONE = Named("types.NoneType")
 NEVER = Union(frozenset())
-SELF = Named("typing.Self")
+SELF = Variable("typing", "Self")
 ELLIPSIS = Named("builtins.Ellipsis")
 
 _MODERN = {
@@ -167,7 +167,7 @@ class Types:
             parent = self._names.expression(value.module, header)
             if not isinstance(parent, ClassValue) or parent not in order:
                 continue
-            bound: dict[Variable, Type] = {}
+            bound: dict[Variable, Type] = dict.fromkeys(self.parameters_of(parent), ANY)
             if isinstance(base, ast.Subscript):
                 reader = _Reader(self._syntax, self._names, value.module, None, {})
                 arguments = [reader.read(item) for item in _items(base.slice)]
@@ -333,19 +333,25 @@ def union(members: list[Type]) -> Type:
     return flat.pop() if len(flat) == 1 else Union(frozenset(flat))
 
 
-def variables_in(type_: Type) -> list[Variable]:
-    """The type variables in a type, in the order in which they are written."""
+def parts(type_: Type) -> Iterator[Type]:
+    """A type and all that it is made of, as far as there is an order in the order in which it is written."""
+    yield type_
     match type_:
-        case Variable():
-            return [type_]
         case Named(_, arguments):
-            return [v for argument in arguments or () for v in variables_in(argument)]
+            inner = list(arguments or ())
         case Union(members):
-            return sorted(v for member in members for v in variables_in(member))
+            inner = sorted(members, key=repr)
         case Function(parameters, result):
-            return [v for item in (*(parameters or ()), result) for v in variables_in(item)]
+            inner = [*(parameters or ()), result]
         case _:
-            return []
+            inner = []
+    for item in inner:
+        yield from parts(item)
+
+
+def variables_in(type_: Type) -> list[Variable]:
+    """The type variables in a type."""
+    return [item for item in parts(type_) if isinstance(item, Variable)]
 
 
 def substitute(type_: Type, bound: Mapping[Variable, Type]) -> Type:
@@ -371,6 +377,8 @@ def _external(name: str) -> Type:
         return NEVER
     if name == "collections.abc.Callable":
         return Function(None, ANY)
+    if name == "typing.Self":
+        return SELF
     return Named(name)
 
 
