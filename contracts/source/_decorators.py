@@ -68,11 +68,10 @@ class Decorators:
         self, decorator: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef, scope: ClassValue
     ) -> Effect:
         """What a decorator of a method of the class ``scope`` does."""
-        if isinstance(decorator, ast.Attribute) and decorator.attr in {"setter", "getter", "deleter"}:
-            if _last(decorator.value) == function.name:
-                return {"setter": Effect.SETTER, "deleter": Effect.DELETER}.get(
-                    decorator.attr, Effect.PROPERTY
-                )
+        if isinstance(decorator, ast.Attribute) and _last(decorator.value) == function.name:
+            accessor = {"setter": Effect.SETTER, "deleter": Effect.DELETER, "getter": Effect.PROPERTY}
+            if decorator.attr in accessor:
+                return accessor[decorator.attr]
         called = isinstance(decorator, ast.Call)
         head = decorator.func if isinstance(decorator, ast.Call) else decorator
         meaning = self._names.expression(scope.module, head, scope)
@@ -130,6 +129,8 @@ class Decorators:
         if not returned or (not called and not positional):
             return False
         for value in returned:
+            if isinstance(value, ast.Call) and _last(value.func) == "cast" and len(value.args) == 2:
+                value = value.args[1]
             name = value.id if isinstance(value, ast.Name) else ""
             nested = inner.get(name)
             if called:

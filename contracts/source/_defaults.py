@@ -36,21 +36,20 @@ class Defaults:
         second = self._form(other, other_scope.module, other_scope, 0)
         if first == second:
             return True
-        return (
-            False
-            if first[0] == second[0] == "value" or {first[0], second[0]} == {"value", "name"}
-            else (False if first[0] == second[0] == "name" else None)
-        )
+        # Code that is written otherwise may come to the same.
+        return None if "code" in {first[0], second[0]} else False
 
     def _form(self, node: ast.expr, module: str, scope: ClassValue | None, depth: int) -> tuple[str, str]:
-        """``("value", repr)``, ``("name", what it stands for)``, or ``("code", text)``."""
+        """``("value", repr)``, ``("name", what it stands for)``, or ``("code", text)`` with the names in it resolved."""
         try:
             return "value", repr(ast.literal_eval(node))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass  # no literal
         if isinstance(node, ast.Name | ast.Attribute):
             return self._named(node, module, scope, depth)
-        return "code", f"{module}: {ast.dump(node)}"
+        names = [item for item in ast.walk(node) if isinstance(item, ast.Name)]
+        meant = [self._named(item, module, scope, depth)[1] for item in names]
+        return "code", f"{ast.dump(node)} {meant}"
 
     def _named(
         self, node: ast.Name | ast.Attribute, module: str, scope: ClassValue | None, depth: int

@@ -149,11 +149,11 @@ class Methods:
                             for name in (item for item in ast.walk(target) if isinstance(item, ast.Name)):
                                 found[name.id] = [self._attribute(name.id, name, owner)]
                                 found[name.id][0].not_understood = [statement.value]
-                case ast.AnnAssign() if (
-                    isinstance(statement.target, ast.Name) and statement.value is not None
-                ):
-                    name, value = statement.target, statement.value
-                    found[name.id] = [self._assigned(name, value, owner)]
+                case ast.AnnAssign(target=ast.Name() as name, value=value):
+                    if value is not None:
+                        found[name.id] = [self._assigned(name, value, owner)]
+                    elif name.id not in found:
+                        found[name.id] = [self._attribute(name.id, name, owner)]
                     found[name.id][0].annotation = statement.annotation
                 case ast.ClassDef():
                     found[statement.name] = [self._attribute(statement.name, statement, owner)]

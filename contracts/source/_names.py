@@ -120,6 +120,8 @@ class Names:
                     module = star
                     continue
                 return self._unbound(module, name)
+            if ref == ["f", module, name]:
+                return self._unbound(module, name)  # a package that imports a submodule of itself
             if ref[0] == "f":
                 module, name = ref[1], ref[2]
                 continue

@@ -59,7 +59,7 @@ class _Question:
         self.hidden: dict[ClassValue, list[str]] = {}
 
     def ask(self, patterns: Sequence[str]) -> dict[str, Any]:
-        wanted = self.family.names(patterns)
+        wanted = self.family.names(patterns, private=True)
         for value in self.family.definitions:
             unfit = f"{short(value)} may not fit its bases: reading cannot tell"
             if self.syntax.class_(value) is None and self.made_with_methods(value):

@@ -15,6 +15,9 @@ from contracts.source._methods import Definition, Methods
 from contracts.source._resolve import ClassValue
 from contracts.source._syntax import Syntax
 
+# What takes other arguments in each class: it is called by the name of the class.
+_MAKERS = frozenset({"__init__", "__init_subclass__", "__new__", "__post_init__"})
+
 
 @dataclass(slots=True)
 class Remark:
@@ -60,26 +63,30 @@ class Family:
             self.interfaces[value] = found
         return self.interfaces[value]
 
-    def names(self, patterns: Sequence[str], option: str = "methods") -> set[str]:
+    def names(self, patterns: Sequence[str], option: str = "methods", *, private: bool = False) -> set[str]:
         """The methods and properties, of the bases and of the classes between, that patterns match.
 
-        Public ones where there is no pattern.
+        Where there is no pattern, the public ones; with ``private``, all but those that make instances. What begins
+        with two underscores and ends in fewer is a class's own, and none of them.
 
         Raises:
             UnknownNameError: a pattern matches nothing.
         """
-        defined = {
+        above = {*self.bases, *(a for value in self.definitions for a in self.promised(value))}
+        methods = {
             name
-            for owner in (*self.bases, *(a for value in self.definitions for a in self.promised(value)))
+            for owner in {*above, *self.definitions}
             for name, items in self.methods.defined(owner).items()
-            if any(item.kind != "attribute" for item in items)
+            if any(item.kind != "attribute" for item in items) and not _is_mangled(name)
         }
+        defined = {name for owner in above for name in self.methods.defined(owner) if name in methods}
         if not patterns:
-            public = {name for name in defined if not name.startswith("_")}
-            if not public:
+            wanted = {name for name in defined if (private and name not in _MAKERS) or not name.startswith("_")}
+            if not wanted:
                 listed = ", ".join(sorted(dotted(base) for base in self.bases))
-                raise UnknownNameError(f"Nothing to check: {listed} defines no public method or property.")
-            return public
+                kind = "method" if private else "public method"
+                raise UnknownNameError(f"Nothing to check: {listed} defines no {kind} or property.")
+            return wanted
         found: set[str] = set()
         for pattern in patterns:
             matches = {name for name in defined if matches_name(name, pattern)}
@@ -105,6 +112,10 @@ def family(syntax: Syntax, methods: Methods, bases: Sequence[str], answer: Answe
         ClassValue(item.module, f"{item.name}@{item.line}:{item.column}"): item for item in answer.found
     }
     return Family(resolve_bases(syntax.index, bases), definitions, methods)
+
+
+def _is_mangled(name: str) -> bool:
+    return name.startswith("__") and not name.endswith("__")
 
 
 def matches_name(name: str, pattern: str) -> bool:

@@ -27,6 +27,7 @@ from contracts.source._types import (
     ANY,
     NONE,
     SELF,
+    Function,
     Literal,
     Named,
     Type,
@@ -170,8 +171,7 @@ class _Pair:
     def run(self) -> None:
         base, override = self.base, self.override
         if base.kind == "attribute":
-            # None stands for a hook that overrides may fill in.
-            if override.is_method and isinstance(base.value, DATA) and ast.unparse(base.value) != "None":
+            if override.is_method and not self.may_be_method():
                 fact, rule = f"is {_KINDS[override.kind]}", f"is {_KINDS[base.kind]}"
                 self.differ(None, fact, rule, "Decorate it with @property.")
             return
@@ -193,16 +193,20 @@ class _Pair:
             self.parameters()
         self.result()
 
+    def may_be_method(self) -> bool:
+        """Whether the base's attribute may stand for a method: one of a fitting type, or None, to be filled in."""
+        if self.base.annotation is not None:
+            wide = self.signatures.type_of(self.base, self.base.annotation, self.bound)
+            return self.signatures.accepts(wide, Function(None, ANY)) is not False
+        value = self.base.value
+        return not isinstance(value, DATA) or (isinstance(value, ast.Constant) and value.value is None)
+
     def differ(self, parameter: Parameter | None, fact: str, rule: str, advice: str) -> None:
-        own = parameter is not None and self.override.module == self.override.owner.module
-        line, column = (
-            (parameter.line, parameter.column)
-            if own and parameter
-            else (
-                self.override.line,
-                self.override.column,
-            )
-        )
+        line, column = self.override.line, self.override.column
+        node = self.override.node
+        if parameter is not None and node is not None and self.override.module == self.override.owner.module:
+            if node.name in {self.override.name, ""}:  # not a function from elsewhere in the module
+                line, column = parameter.line, parameter.column
         self.differences.append(
             Difference(parameter.name if parameter else "", line, column, fact, rule, advice)
         )
@@ -361,12 +365,12 @@ class _Pair:
         verb = "is" if base.kind in {"property", "attribute"} else "returns"
         if base.returns is None:
             return
-        theirs = ast.unparse(base.returns)
+        ours, theirs = (_written_result(item, other) for item, other in ((override, base), (base, override)))
         if override.returns is None:
             if self.require_annotations:
                 self.differ(None, "has no return annotation", f"{verb} {theirs}", "Annotate it.")
             return
-        verdict, ours = self.signatures.accepts(wide, narrow), ast.unparse(override.returns)
+        verdict = self.signatures.accepts(wide, narrow)
         if verdict is False:
             advice = "A return type may be narrower than the base's, never wider."
             self.differ(None, f"{verb} {ours}", f"{verb} {theirs}", advice)
@@ -390,13 +394,21 @@ class _Pair:
         """What a call gives."""
         type_ = self.signatures.type_of(definition, definition.returns, bound)
         if definition.manages_context and isinstance(type_, Named):
-            manager = (
-                "AbstractAsyncContextManager" if "Async" in str(type_.name) else "AbstractContextManager"
-            )
-            return Named(f"contextlib.{manager}", (type_.arguments or (ANY,))[:1])
+            kind = "_AsyncGeneratorContextManager" if "Async" in str(type_.name) else "_GeneratorContextManager"
+            return Named(f"contextlib.{kind}", (type_.arguments or (ANY,))[:1])
         if definition.is_coroutine:
             return Named("collections.abc.Coroutine", (ANY, ANY, type_))
         return type_
+
+
+def _written_result(definition: Definition, other: Definition) -> str:
+    """The return annotation as it is written, with what is made of it where that is not so of the other."""
+    text = ast.unparse(definition.returns) if definition.returns is not None else ""
+    if definition.is_coroutine and not other.is_coroutine:
+        return f"a coroutine of {text}"
+    if definition.manages_context and not other.manages_context:
+        return f"what @contextmanager makes of {text}"
+    return text
 
 
 def _is_awaitable(type_: Type) -> bool:

@@ -62,6 +62,7 @@ _VARIANCE = {
         collections.abc.Container collections.abc.Iterable collections.abc.Iterator
         collections.abc.Reversible collections.abc.Sequence collections.abc.Set collections.abc.ValuesView
         contextlib.AbstractAsyncContextManager contextlib.AbstractContextManager
+        contextlib._AsyncGeneratorContextManager contextlib._GeneratorContextManager
         """.split(),
         "+",
     ),
@@ -174,7 +175,7 @@ class Subtypes:
             wide = _SAME.get(wide, wide)
         if isinstance(narrow, str):
             narrow = _SAME.get(narrow, narrow)
-        if wide == narrow:
+        if wide == narrow or (isinstance(wide, str) and isinstance(narrow, str) and _is_exported(wide, narrow)):
             return True
         if isinstance(narrow, ClassValue):
             return self._descends(wide, narrow)
@@ -270,6 +271,13 @@ def _string_like(name: ClassValue | str) -> bool:
 def _is_known(name: str) -> bool:
     """Whether a class from outside of the tree is one whose bases are known."""
     return name in _TORCH or name == NONE.name or _standard(name) is not None
+
+
+def _is_exported(one: str, other: str) -> bool:
+    """Whether one name is the other's in the top level of its package, which packages keep for what they export."""
+    shorter, longer = sorted((one, other), key=len)
+    package, _, name = shorter.partition(".")
+    return "." not in name and longer.startswith(f"{package}.") and longer.endswith(f".{name}")
 
 
 def _is_structural(name: str) -> bool:
