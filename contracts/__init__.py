@@ -1,6 +1,7 @@
 """Contract types for import-linter that keep implementations in their place."""
 
 from contracts.forbidden_definitions import ForbiddenDefinitionsContract
+from contracts.override_signatures import OverrideSignaturesContract
 from contracts.placement import PlacementContract
 
-__all__ = ["ForbiddenDefinitionsContract", "PlacementContract"]
+__all__ = ["ForbiddenDefinitionsContract", "OverrideSignaturesContract", "PlacementContract"]

@@ -23,18 +23,20 @@ class OverrideSignaturesContract(DefinitionContract):
     An override may take more: further parameters with defaults, a default that the base does not have, wider
     parameter types. It may promise more: a narrower return type. Names in annotations are resolved before
     they are compared, so that an alias equals what it names and ``Optional[X]`` equals ``X | None``. Each
-    override is compared with the nearest ancestor that defines the method and with the configured base; a
-    method that a class takes from a mixin must fit too. What a decorator makes of a method, or a type from
-    outside of the root packages, may be undecided.
+    override is compared with every ancestor that defines the method, up to the configured base and its own
+    bases; a method that a class takes from a mixin must fit too. What reading cannot tell is listed as
+    undecided: what a decorator makes of a method, and whether one class from outside the root packages is
+    another's subclass.
 
     Options:
 
     - ``base_classes``: dotted names of classes in the root packages.
-    - ``methods``: names, with ``*`` and ``?`` as in file names; all public methods and properties of the base
-      classes, and of the classes between, if there are none. Private ones match only what begins with ``_``.
+    - ``methods``: names, with ``*`` and ``?`` as in file names, of which those of private methods match only
+      what begins with ``_``. If there are none, all methods and properties of the base classes and of the
+      classes between count, but for what makes instances, such as ``__init__``.
     - ``require_annotations``: whether an override annotates what its base annotates; ``True`` by default.
 
-    An example that breaks it::
+    With ``base_classes = pkg.base.Base`` this breaks it in four ways::
 
         class Base(ABC):
             @abstractmethod
@@ -42,7 +44,7 @@ class OverrideSignaturesContract(DefinitionContract):
 
 
         class Backend(Base):
-            def prepare(self, x, quantize=True):  # renames tokens, changes a default, annotates nothing
+            def prepare(self, x, quantize: bool = True):  # renames, changes a default, annotates neither x nor result
                 return x
     """
 

@@ -129,18 +129,15 @@ class Decorators:
         if not returned or (not called and not positional):
             return False
         for value in returned:
-            if isinstance(value, ast.Call) and _last(value.func) == "cast" and len(value.args) == 2:
-                value = value.args[1]
-            name = value.id if isinstance(value, ast.Name) else ""
+            name = _last(_uncast(value))
             nested = inner.get(name)
             if called:
-                if not isinstance(nested, ast.FunctionDef) or not self._passes_on(
-                    nested, False, is_async, module
-                ):
+                if not isinstance(nested, ast.FunctionDef) or not self._passes_on(nested, False, is_async, module):
                     return False
-            elif name != positional[0].arg:
-                if nested is None or not self._wraps(nested, positional[0].arg, is_async, module):
-                    return False
+            elif name != positional[0].arg and (
+                nested is None or not self._wraps(nested, positional[0].arg, is_async, module)
+            ):
+                return False
         return True
 
     def _wraps(
@@ -156,6 +153,13 @@ class Decorators:
                 if meaning == External("functools.wraps") or isinstance(meaning, Lost):
                     return _last(decorator.func) == "wraps"
         return False
+
+
+def _uncast(node: ast.expr | None) -> ast.expr:
+    """A returned expression, without ``cast(...)`` around it; attributes stand for nothing."""
+    if isinstance(node, ast.Call) and _last(node.func) == "cast" and len(node.args) == 2:
+        node = node.args[1]
+    return node if isinstance(node, ast.Name) else ast.Constant(None)
 
 
 def _last(node: ast.expr) -> str:

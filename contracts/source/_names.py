@@ -97,9 +97,9 @@ class Names:
                 targets = [statement.name]
             else:
                 continue
-            if any(isinstance(target, ast.Name) and target.id == alias.name for target in targets):
-                if statement.value is not None:
-                    found.append(statement.value)
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if alias.name in names and statement.value is not None:
+                found.append(statement.value)
         return found
 
     def _follow(self, module: str, name: str) -> Meaning:

@@ -204,9 +204,10 @@ class _Pair:
     def differ(self, parameter: Parameter | None, fact: str, rule: str, advice: str) -> None:
         line, column = self.override.line, self.override.column
         node = self.override.node
-        if parameter is not None and node is not None and self.override.module == self.override.owner.module:
-            if node.name in {self.override.name, ""}:  # not a function from elsewhere in the module
-                line, column = parameter.line, parameter.column
+        # Where the class body names a function from elsewhere, the parameter stands there too.
+        here = node is not None and self.override.module == self.override.owner.module
+        if parameter is not None and here and node is not None and node.name in {self.override.name, ""}:
+            line, column = parameter.line, parameter.column
         self.differences.append(
             Difference(parameter.name if parameter else "", line, column, fact, rule, advice)
         )
@@ -261,9 +262,11 @@ class _Pair:
                     takers = at_place or rest
                 case "either":
                     place += 1
+                    others = {other.name for other in theirs} - {name}
+                    elsewhere = any(item.name in others for item in at_place)
                     if name in by_name:
                         takers = [by_name[name]]
-                    elif (at_place and all(at_place[0].name != other.name for other in theirs)) or (at_place and at_place[0].name == name):
+                    elif at_place and not elsewhere:
                         takers = at_place
                     elif rest and named_rest:
                         takers = [*rest, *named_rest]
