@@ -40,7 +40,7 @@ class Defaults:
         return None if "code" in {first[0], second[0]} else False
 
     def _form(self, node: ast.expr, module: str, scope: ClassValue | None, depth: int) -> tuple[str, str]:
-        """``("value", repr)``, ``("name", what it stands for)``, or ``("code", text)`` with what its names stand for."""
+        """``("value", repr)``, ``("name", what it stands for)``, or ``("code", text and what its names stand for)``."""
         try:
             return "value", repr(ast.literal_eval(node))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
