@@ -6,39 +6,54 @@ Parsing is what costs: a byte search over a whole tree takes about as long as pa
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
-_CLASS = re.compile(rb"^[ \t\f]*class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)", re.MULTILINE)
+_NAMES_ONLY = bytes(byte if byte in _WORD else ord(" ") for byte in range(256))
+# A pattern that begins with a literal is searched for at memory speed, and one that begins with ^ twenty times
+# slower; so what stands before a match is looked at afterwards.
+_CLASS = re.compile(rb"class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)")
 # A header ends with a line whose colon no comment precedes; one that ends earlier only reads on too far.
 _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.MULTILINE)
-# Starred bases and bases made by a call. The literal start keeps the search at memory speed.
-_DYNAMIC = re.compile(rb"class[ \t\f\\]+\w+[^(\n]*\([^)]*[*(]")
-# A statement goes on behind a backslash at the end of the line.
-_IMPORT = re.compile(
-    rb"^[ \t\f]*(?:"
-    rb"from[ \t.\\][^\n]*?(?:\\\n[^\n]*?)*?\bimport\b(?:[ \t]|\\\n)*"
-    rb"(?:\([^)]*\)|[^\n]*(?:(?<=\\)\n[^\n]*)*)"
-    rb"|import[ \t\\][^\n]*(?:(?<=\\)\n[^\n]*)*)",
-    re.MULTILINE,
+# Starred bases and bases made by a call; brackets in comments do not count.
+_DYNAMIC = re.compile(
+    rb"class[ \t\f\\\n]+[\w\x80-\xff]+[ \t\f\\\n]*(?:\[.{,300}?\][ \t\f\\\n]*)?\((?:[^)*(#]|#[^\n]*\n)*+[*(]", re.DOTALL
 )
+# From the keyword to the end of the statement, which goes on in brackets and behind a backslash.
+_IMPORT = re.compile(
+    rb"import(?![\w\x80-\xff])(?:[ \t\f]|\\\n)*(?:\([^)#]*(?:#[^\n]*\n[^)#]*)*\)|(?:[^\n\\;]|\\.)*+)", re.DOTALL
+)
+_FROM_CLAUSE = re.compile(rb"(?<![\w\x80-\xff.])from(?![\w\x80-\xff])[\s\w.\\\x80-\xff]*$")
 _FROM = re.compile(rb"\s*from(.*?)(?<![\w\x80-\xff])import(?![\w\x80-\xff])", re.DOTALL)
-# A class that may come to be inside a function.
-_CREATES_LOCALLY = re.compile(rb"^[ \t]+class[ \t\\]|\b(?:type|new_class|make_dataclass)[ \t]*\([^()]*,", re.MULTILINE)
+# A call that may make a class inside a function.
+_CREATED_LOCALLY = tuple(
+    re.compile(rb"%b[ \t]*\([^()]*," % function) for function in (b"type", b"new_class", b"make_dataclass")
+)
 _NO_CALL = re.compile(
     rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$"
 )
-_CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"'](\w+)[\"']")
+_CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"']([\w\x80-\xff]+)[\"']")
 _DOTTED = re.compile(rb"[\w.]+")
 _NAME_BEFORE = re.compile(rb"[\w.]+$")
+_WORD_BYTES = frozenset(bytes([byte]) for byte in _WORD)
 _CALLABLE_END = _WORD | {ord(")"), ord("]")}
-_AS = re.compile(rb"[ \t\\]+as[ \t\\]+(\w+)")
-_STAR_IMPORT = re.compile(rb"import[ \t\\]*\*")
-_ANNOTATION = re.compile(rb"(?:^[ \t]*|[(,*][ \t]*)(?:self\.)?\w+[ \t]*:[ \t]*[\"']?(?:[\w.]+\.)?$")
+_STRUCTURE = re.compile(rb"[()\[\]{}]")
+# What begins a line and can only be a statement: no bracket is open before it.
+_STATEMENT = re.compile(
+    rb"\n(?:[ \t]*(?:assert|async|break|class|continue|def|del|elif|except|finally|global|import|nonlocal|pass|raise"
+    rb"|return|try|while)\b|[^\s#)\]}])"
+)
+_FURTHEST = 4000
+_BLANKS = re.compile(rb"[ \t]*")
+_AS = re.compile(rb"[ \t\\\n]+as[ \t\\\n]+([\w\x80-\xff]+)")
+_ABOVE = re.compile(rb"[\w\x80-\xff]+[ \t]*\.[ \t]*")
+_STAR = re.compile(rb"import[ \t\f\\\n]*\*")
+_ANNOTATION = re.compile(rb"(?:^[ \t]*|[(,*][ \t]*)(?:self\.)?\w+[ \t]*:[ \t]*[\"']?(?:[\w.]+\[)*(?:[\w.]+\.)?$")
 _BINDS_NOTHING = re.compile(
     rb"^[ \t]*#"  # a comment
-    rb"|->[ \t]*[\"']?(?:[\w.]+\.)?$"  # a return annotation
+    rb"|->[^:=\"']*[\"']?(?:[\w.]+\.)?$"  # a return annotation
     rb"|\b(?:return|raise|except|assert)[ \t(]+(?:[\w.]+\.)?$"  # a call of the function shows as dynamic bases
     rb"|\b(?:isinstance|issubclass)\([^()]*$"
     rb"|^[ \t\f]*class[ \t]"  # a class header is looked at by itself
@@ -54,22 +69,71 @@ class Text:
     @cached_property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Each class statement's name and the text of its header (or more)."""
+        return [(name, header) for name, header, _ in self._headers]
+
+    @cached_property
+    def _headers(self) -> list[tuple[bytes, bytes, bool]]:
+        """As ``headers``, and whether the statement is indented."""
+        source = self.source
         found = []
-        for match in _CLASS.finditer(self.source):
-            line = self.source.rfind(b"\n", 0, match.end()) + 1
-            end = _HEADER_END.search(self.source, line)
-            found.append((match[1], self.source[match.start() : end.end() if end else len(self.source)]))
+        for match in _CLASS.finditer(source):
+            start = source.rfind(b"\n", 0, match.start()) + 1
+            if source[start : match.start()].strip(b" \t\f\\"):
+                continue
+            line = source.rfind(b"\n", 0, match.end()) + 1
+            end = _HEADER_END.search(source, line)
+            header = source[match.start() : end.end() if end else len(source)]
+            found.append((match[1], header, start < match.start()))
         return found
 
     @cached_property
     def imports(self) -> list[tuple[int, int]]:
         """Where import statements begin and end."""
-        return [match.span() for match in _IMPORT.finditer(self.source)]
+        return [(begin, end) for begin, _, end in self._imports]
+
+    @cached_property
+    def _imports(self) -> list[tuple[int, int, int]]:
+        """Where import statements begin, where their keyword ``import`` stands, and where they end."""
+        source = self.source
+        found = []
+        for match in _IMPORT.finditer(source):
+            begin = keyword = match.start()
+            line = source.rfind(b"\n", 0, begin) + 1
+            while source.endswith(b"\\\n", 0, line):
+                line = source.rfind(b"\n", 0, line - 1) + 1
+            before = source[line:begin]
+            clause = _FROM_CLAUSE.search(before) if before else None
+            if clause:
+                begin = line + clause.start()
+            elif before.strip(b" \t\f\\\n")[-1:] not in {b"", b":", b";"}:
+                continue
+            found.append((begin, keyword, match.end()))
+        return found
+
+    @cached_property
+    def imported(self) -> frozenset[bytes]:
+        """The names that import statements bring, of a dotted one the last part, and their aliases."""
+        brought = []
+        for begin, keyword, end in self._imports:
+            part = self.source[keyword + 6 : end]
+            brought.append(_ABOVE.sub(b"", part) if begin == keyword else part)
+        return frozenset(b" ".join(brought).translate(_NAMES_ONLY).split())
 
     @cached_property
     def creates_locally(self) -> bool:
         """Whether a class may come to be inside a function."""
-        return _CREATES_LOCALLY.search(self.source) is not None
+        return any(is_indented for _, _, is_indented in self._headers) or any(
+            self.source[match.start() - 1 : match.start()] not in _WORD_BYTES
+            for pattern in _CREATED_LOCALLY
+            for match in pattern.finditer(self.source)
+        )
+
+    @cached_property
+    def has_star_import(self) -> bool:
+        """Whether the module imports everything of some other."""
+        return b"*" in self.source and any(
+            _STAR.match(self.source, keyword) is not None for _, keyword, _ in self._imports
+        )
 
     def has_word(self, word: bytes) -> bool:
         """Whether ``word`` occurs as a whole name."""
@@ -87,10 +151,6 @@ class Text:
                 return True
         return False
 
-    def has_star_import(self) -> bool:
-        """Whether the module imports everything of some other."""
-        return b"*" in self.source and _STAR_IMPORT.search(self.source) is not None
-
     def names_in_header(self, word: bytes) -> bool:
         """Whether a class header names ``word``."""
         return any(word in header and next(_occurrences(header, word), None) is not None for _, header in self.headers)
@@ -100,9 +160,14 @@ class Text:
         aliases = set()
         for start in _occurrences(self.source, word):
             match = _AS.match(self.source, start + len(word))
-            if match and any(low <= start < high for low, high in self.imports):
+            if match and self.in_import(start):
                 aliases.add(match[1])
         return aliases
+
+    def in_import(self, place: int) -> bool:
+        """Whether an import statement stands at ``place``."""
+        position = bisect_right(self.imports, place, key=lambda span: span[0]) - 1
+        return position >= 0 and place < self.imports[position][1]
 
     def defines(self, pattern: re.Pattern[str]) -> bool:
         """Whether a class statement's name, or a string that may name a created class, matches."""
@@ -111,7 +176,7 @@ class Text:
 
     def imported_from(self, name: bytes) -> set[str]:
         """The modules, as written, of the import statements that hold ``name``."""
-        sources = set()
+        sources: set[str] = set()
         for low, high in self.imports:
             statement = self.source[low:high]
             if next(_occurrences(statement, name), None) is not None:
@@ -141,7 +206,7 @@ class Text:
                 continue
             if _ANNOTATION.search(before) and _is_annotation(source, start, following):
                 continue
-            if any(low <= start < high for low, high in self.imports):
+            if self.in_import(start):
                 continue
             callee = _callee(source, start)
             if callee is not None:
@@ -168,22 +233,25 @@ def _occurrences(source: bytes, word: bytes) -> Iterator[int]:
 
 def _callee(source: bytes, start: int) -> bytes | None:
     """The function in whose call's brackets ``start`` lies; None if in none."""
+    low = max(start - _FURTHEST, 0)
+    statement = None
+    for statement in _STATEMENT.finditer(source, low, start):
+        low = statement.start()
     depth = 0
-    for place in range(start - 1, max(start - 600, -1), -1):
+    for match in reversed([*_STRUCTURE.finditer(source, low, start)]):
+        place = match.start()
         byte = source[place]
         if byte in b")]}":
             depth += 1
-        elif byte in b"([{":
-            if depth == 0:
-                head = source[max(place - 80, 0) : place].rstrip(b" \t")
-                name = _NAME_BEFORE.search(head)
-                if byte != ord("(") or not head or head[-1] not in _CALLABLE_END or _NO_CALL.search(head):
-                    return _callee(source, place)  # a display may itself be an argument
-                return name[0] if name else b"?"
+        elif depth:
             depth -= 1
-        elif byte == ord("\n") and depth == 0 and source[place + 1 : place + 2] not in b" \t":
-            return None
-    return b"?" if start > 600 else None
+        else:
+            head = source[max(place - 80, 0) : place].rstrip(b" \t")
+            name = _NAME_BEFORE.search(head)
+            if byte != ord("(") or not head or head[-1] not in _CALLABLE_END or _NO_CALL.search(head):
+                return _callee(source, place)  # a display may itself be an argument
+            return name[0] if name else b"?"
+    return b"?" if low and statement is None else None
 
 
 def _in_function(source: bytes, line: int) -> bool:
@@ -202,10 +270,8 @@ def _in_function(source: bytes, line: int) -> bool:
 
 
 def _indent(source: bytes, line: int) -> int:
-    place = line
-    while source[place : place + 1] in {b" ", b"\t"}:
-        place += 1
-    return place - line
+    match = _BLANKS.match(source, line)
+    return match.end() - line if match else 0
 
 
 def _is_annotation(source: bytes, start: int, following: bytes) -> bool:
@@ -213,6 +279,7 @@ def _is_annotation(source: bytes, start: int, following: bytes) -> bool:
     head = source[max(source.rfind(b"def ", 0, start), 0) : start]
     if head.count(b"(") > head.count(b")") and head.count(b"{") <= head.count(b"}"):
         return True
+    following = following.lstrip(b"] \t")
     if following[:1] in {b"=", b"|"}:
         return True
     return following[:1] == b"\n" and following.lstrip()[:1] != b"}"

@@ -9,12 +9,13 @@ or a renaming holds it are parsed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from grimp import ImportGraph
 
 from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
+from contracts.source._candidates import Text
 from contracts.source._errors import SourceError
 from contracts.source._left_out import why_left_out
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Unknown, Value
@@ -51,7 +52,7 @@ class Search:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
-        self._importers: dict[str, set[str]] = {}
+        self._importers: dict[str, list[tuple[str, Text, bool]]] = {}
         self._roamed: set[bytes] = set()
 
     def run(self) -> Answer:
@@ -84,8 +85,8 @@ class Search:
                 self._evaluate(module, name, binds=binds, passes=passes)
             for alias in text.import_aliases(name):
                 self._carry(module, alias)
-            for importer in self._can_see(module):
-                if importer in self._survey.star_importers or self._survey.names(importer, name):
+            for importer, there, holds in self._can_see(module):
+                if name in there.imported or there.has_star_import or (holds and there.has_word(name)):
                     self._carry(importer, name)
             if name not in self._roamed:
                 self._roamed.add(name)
@@ -98,20 +99,30 @@ class Search:
             self._carried.add((module, name))
             self._queue.append((module, name))
 
-    def _can_see(self, module: str) -> set[str]:
-        """The modules that can name what ``module`` holds."""
-        if module not in self._importers:
-            seen: set[str] = set()
-            parts = module.split(".")
-            for length in range(len(parts), 0, -1):
-                above = ".".join(parts[:length])
-                if above in self._in_graph:
-                    seen |= self._graph.find_modules_that_directly_import(above)
-                file = self._files.get(above)
-                if file is not None and b"__getattr__" in self._survey.text(above).source:
-                    seen.add(above)
-            self._importers[module] = {name for name in seen if name in self._files}
-        return self._importers[module]
+    def _can_see(self, module: str) -> Iterator[tuple[str, Text, bool]]:
+        """The modules that can name what ``module`` holds, and their texts.
+
+        With each, whether it may hold ``module`` itself, or a package above it, by some name: then it can name
+        without importing.
+        """
+        while module:
+            if module not in self._importers:
+                self._importers[module] = self._sees(module)
+            yield from self._importers[module]
+            module = module.rpartition(".")[0]
+
+    def _sees(self, module: str) -> list[tuple[str, Text, bool]]:
+        """The importers of one module; itself, too, if it may give what it does not name."""
+        last = module.rpartition(".")[2].encode()
+        seen = []
+        if module in self._in_graph:
+            for importer in self._graph.find_modules_that_directly_import(module):
+                if importer in self._files:
+                    text = self._survey.text(importer)
+                    seen.append((importer, text, last in text.imported))
+        if module in self._files and b"__getattr__" in self._survey.text(module).source:
+            seen.append((module, self._survey.text(module), True))
+        return seen
 
     def _relevant_errors(self) -> Iterable[SourceError]:
         """The files that could not be read, without those that no subclass can have to do with."""
@@ -232,7 +243,8 @@ class Search:
                     held = True
             elif isinstance(value, Display) and depth < 5:
                 items = self._index.resolver.display_items(value)
-                held |= any([self._holds(item, depth + 1) for item in items])
+                for item in items:  # each, even when one is found: looking adds it
+                    held |= self._holds(item, depth + 1)
         return held
 
     # What remains open

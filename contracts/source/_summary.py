@@ -34,6 +34,7 @@ Refs are lists, tagged by their first item:
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
 import warnings
@@ -43,6 +44,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.source._errors import SourceError
+from contracts.source._outline import outline, places_of_interest
 from contracts.source._tree import SourceFile
 
 Ref = list[Any]
@@ -54,8 +56,6 @@ _ABSTRACT_DECORATORS = frozenset(
 _CLASS_NAME = re.compile(r"class\s+(\w+)")
 _LARGEST_REF = 200
 _LARGEST_DISPLAY = 20_000
-# Where a function body may create a class or rebind a global; the rest need not be looked into.
-_OF_INTEREST = re.compile(rb"^[ \t\f]*(?:class\b|global\b)|\b(?:type|new_class|make_dataclass)[ \t]*\(", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -134,12 +134,23 @@ class Summary:
         )
 
 
-def parse(file: SourceFile) -> ast.Module:
+def parse(file: SourceFile, *, is_whole: bool = True) -> ast.Module:
     """The file's syntax tree.
+
+    Args:
+        file: the file.
+        is_whole: with all function bodies, rather than those alone that may define something.
 
     Raises:
         SourceError: it cannot be read, decoded or parsed by the running Python; names the line.
     """
+    if not is_whole:
+        text = file.text
+        shorter = outline(text, places_of_interest(text))
+        with warnings.catch_warnings(), contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            warnings.simplefilter("ignore")
+            return ast.parse(shorter, file.path)
+        # Either the whole cannot be parsed, and says why, or the outline was misled.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the linted code's literals; its own tools report those
@@ -169,7 +180,10 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
     Raises:
         SourceError: the file cannot be read, decoded or parsed.
     """
-    tree = parse(file)
+    source = file.searchable
+    # Where strings count, or what functions return, or where a name may be respelled, all is read.
+    is_whole = deep or source is not file.content or b"__getattr__" in source or b"sys.modules" in source
+    tree = parse(file, is_whole=is_whole)
     try:
         return _Interpreter(file, deep).run(tree)
     except RecursionError as error:
@@ -206,9 +220,8 @@ class _Interpreter:
         self.deep = deep
         self.summary = Summary()
         self.lines = file.text.split("\n")
-        source = file.searchable
-        self.interesting = _line_numbers(source)
-        self.has_walrus = b":=" in source
+        self.interesting = _line_numbers(file.searchable.decode("utf-8", "surrogatepass"))
+        self.walrus_lines = [number for number, line in enumerate(self.lines, 1) if ":=" in line]
         self.pending: list[tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, _Scope, str]] = []
         self.sizes: dict[int, tuple[Ref, int]] = {}
         self.rebound_globals: dict[str, list[Ref]] = {}
@@ -241,7 +254,7 @@ class _Interpreter:
             handler = _HANDLERS.get(type(statement))
             if handler is not None:
                 handler(self, statement, scope)
-            if self.has_walrus:
+            if self.walrus_lines and _has_between(self.walrus_lines, statement):
                 self.walruses(statement, scope)
 
     def walruses(self, statement: ast.stmt, scope: _Scope) -> None:
@@ -318,11 +331,9 @@ class _Interpreter:
         qualname = f"{scope.prefix}{name}"
         key = f"{qualname}@{node.lineno}:{node.col_offset}"
         self.summary.functions[key] = FunctionRecord(qualname, [parameter.arg for parameter in parameters])
-        if not scope.typing_only:
-            first = bisect_left(self.interesting, node.lineno)
-            inside = first < len(self.interesting) and self.interesting[first] <= (node.end_lineno or 0)
-            if inside or self.deep or name == "__getattr__":
-                self.pending.append((node, scope, key))
+        looked_into = _has_between(self.interesting, node) or self.deep or name == "__getattr__"
+        if looked_into and not scope.typing_only:
+            self.pending.append((node, scope, key))
         return key
 
     def function_body(
@@ -677,13 +688,19 @@ if hasattr(ast, "TypeAlias"):
     _HANDLERS[ast.TypeAlias] = _Interpreter.type_alias
 
 
-def _line_numbers(source: bytes) -> list[int]:
-    """The lines on which something of interest ends, ascending."""
+def _has_between(lines: list[int], node: ast.stmt | ast.expr) -> bool:
+    """Whether one of ``lines`` (ascending) is among those of a node."""
+    first = bisect_left(lines, node.lineno)
+    return first < len(lines) and lines[first] <= (node.end_lineno or 0)
+
+
+def _line_numbers(text: str) -> list[int]:
+    """The lines on which something of interest stands, ascending."""
     numbers: list[int] = []
     line, place = 1, 0
-    for match in _OF_INTEREST.finditer(source):
-        line += source.count(b"\n", place, match.end())
-        place = match.end()
+    for start in places_of_interest(text):
+        line += text.count("\n", place, start)
+        place = start
         numbers.append(line)
     return numbers
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -28,9 +29,9 @@ def parsed(monkeypatch) -> list[str]:
     seen = []
     parse = _summary.parse
 
-    def counted(file):
+    def counted(file, **options):
         seen.append(os.path.relpath(file.path))
-        return parse(file)
+        return parse(file, **options)
 
     monkeypatch.setattr(_summary, "parse", counted)
     return seen
@@ -193,7 +194,7 @@ class TestWhatIsNoticed:
 class TestDamage:
     """A cache that is no good is as good as none."""
 
-    DAMAGES = {
+    DAMAGES: ClassVar = {
         "empty": lambda content: b"",
         "garbage": lambda content: b"\xff" * len(content),
         "truncated": lambda content: content[:-1],
