@@ -31,6 +31,11 @@ class ForbiddenDefinitionsContract(DefinitionContract):
     - ``subclasses_of``: dotted names of classes in the root packages.
     - ``names``: class names, with ``*`` and ``?`` as in file names.
     - ``abstract_classes``: ``exempt`` (default) or ``checked``.
+
+    With ``modules = pkg.*`` and ``names = *Backend`` this, in ``pkg/fast.py``, breaks it::
+
+        class FastBackend:
+            def run(self): ...
     """
 
     type_name = "forbidden_definitions"

@@ -32,6 +32,9 @@ class AbstractClasses(enum.Enum):
 class PlacementContract(DefinitionContract):
     """Every concrete subclass of the base classes is defined under the allowed modules.
 
+    Who looks for the implementations of a base looks where they all are; one that was put elsewhere is missed by
+    the next change to all of them. Reviews let such a one pass, since each file on its own looks right.
+
     Subclasses count at any depth, wherever in the root packages they are defined and however their base is
     imported, re-exported or renamed. A class in which abstract methods are left is an intermediate base and
     may live anywhere, unless told otherwise.
@@ -41,6 +44,15 @@ class PlacementContract(DefinitionContract):
     - ``base_classes``: dotted names of classes in the root packages.
     - ``allowed_modules``: modules, or expressions such as ``pkg.backends.*``; each with all below it.
     - ``abstract_classes``: ``exempt`` (default) or ``checked``.
+
+    With ``base_classes = pkg.base.Backend`` and ``allowed_modules = pkg.backends`` this, in ``pkg/fast.py``,
+    breaks it::
+
+        from pkg import base
+
+
+        class FastBackend(base.Backend):
+            def run(self): ...
     """
 
     type_name = "placement"

@@ -43,7 +43,7 @@ def configure(project: Project, *, roots=("pkg",), syntax="ini", **options) -> N
 @pytest.fixture
 def moe(empty, fixtures) -> Project:
     """Give a copy of the fixture, one package for each way to write ``__all__``."""
-    shutil.copytree(fixtures / "exports", empty.folder, dirs_exist_ok=True)
+    shutil.copytree(fixtures / "complete_exports", empty.folder, dirs_exist_ok=True)
     configure(empty, roots=["moe"], base_classes=["moe.bases.Backend"], packages=["moe.*"])
     return empty
 

@@ -33,7 +33,7 @@ def configure(project: Project, *, roots=("pkg",), **options) -> None:
 @pytest.fixture
 def moe(empty, fixtures) -> Project:
     """Give a copy of the fixture: overrides of all kinds, with what is said of them on their lines."""
-    shutil.copytree(fixtures / "overrides", empty.folder, dirs_exist_ok=True)
+    shutil.copytree(fixtures / "override_signatures", empty.folder, dirs_exist_ok=True)
     bases = [f"moe.{module}.{name}" for module, names in _BASES.items() for name in names]
     configure(empty, roots=["moe"], base_classes=bases)
     return empty

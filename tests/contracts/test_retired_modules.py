@@ -35,7 +35,7 @@ def configure(project: Project, *, roots=("pkg",), **options) -> None:
 @pytest.fixture
 def moe(empty, fixtures) -> Project:
     """Give a copy of the fixture: a package, tests, a script and documentation."""
-    shutil.copytree(fixtures / "retired", empty.folder, dirs_exist_ok=True)
+    shutil.copytree(fixtures / "retired_modules", empty.folder, dirs_exist_ok=True)
     return empty
 
 
@@ -674,7 +674,7 @@ def _read_corrupted(data, folder: Path, sources: Path, runs: int) -> None:
 @given(data=st.data())
 def test_corrupted_files(tmp_path_factory, fixtures, data):
     """Whatever a file holds, reading it gives findings or a clear error."""
-    _read_corrupted(data, tmp_path_factory.mktemp("project"), fixtures / "retired", runs=8)
+    _read_corrupted(data, tmp_path_factory.mktemp("project"), fixtures / "retired_modules", runs=8)
 
 
 @pytest.mark.slow
@@ -682,10 +682,10 @@ def test_corrupted_files(tmp_path_factory, fixtures, data):
 @given(data=st.data())
 def test_ten_thousand_corrupted_files(tmp_path_factory, fixtures, data):
     """The same for ten thousand files."""
-    _read_corrupted(data, tmp_path_factory.mktemp("project"), fixtures / "retired", runs=8)
+    _read_corrupted(data, tmp_path_factory.mktemp("project"), fixtures / "retired_modules", runs=8)
 
 
 def test_json_of_the_notebook(fixtures):
     """The fixture's notebook is one that others can read, too."""
-    notebook = json.loads((fixtures / "retired" / "docs" / "tour.ipynb").read_text())
+    notebook = json.loads((fixtures / "retired_modules" / "docs" / "tour.ipynb").read_text())
     assert notebook["nbformat"] == 4
