@@ -4,8 +4,12 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import torch
@@ -22,6 +26,7 @@ RIGHT, WRONG, COULD_NOT_RUN = 0, 1, 2
 
 # Which torch does not list among the names of torch.distributed.
 _tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+_hash_store: Any = dist.HashStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -113,18 +118,24 @@ def _run_in_group(
     return RIGHT if report.right else WRONG
 
 
+def _be_rank(rank: int, ranks: int, store: Any, options: Options, settings: Settings) -> int:
+    if settings.verbose:
+        logging.basicConfig(level=logging.INFO, format=f"rank {rank}: %(message)s")
+    init = {"store": store, "rank": rank, "world_size": ranks}
+    return _run_in_group(options, settings, rank, ranks, init)
+
+
 def _child(rank: int, ranks: int, port: int, options: Options, settings: Settings) -> None:
     """Be a rank that this program started."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
-    if settings.verbose:
-        logging.basicConfig(level=logging.INFO, format=f"rank {rank}: %(message)s")
     store = _tcp_store("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=settings.seconds))
-    init = {"store": store, "rank": rank, "world_size": ranks}
-    sys.exit(_run_in_group(options, settings, rank, ranks, init))
+    sys.exit(_be_rank(rank, ranks, store, options, settings))
 
 
 def launch(options: Options, settings: Settings, ranks: int) -> int:
-    """Start the ranks on this machine and wait for them."""
+    """Start the ranks on this machine and wait for them; one alone is this process."""
+    if ranks == 1:
+        return _be_rank(0, 1, _hash_store(), options, settings)
     store = _tcp_store("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     children = [
@@ -134,23 +145,31 @@ def launch(options: Options, settings: Settings, ranks: int) -> int:
     for child in children:
         child.start()
     try:
-        for child in children:
-            child.join()
+        _wait_for(children, settings.seconds)
+        stuck = [child.exitcode is None for child in children]
     finally:
         for child in children:
-            if child.is_alive():
-                child.terminate()
-    codes = [child.exitcode for child in children]
-    if any(code not in {RIGHT, WRONG} for code in codes):
-        lost = [
-            f"rank {rank} ended with {code}"
-            for rank, code in enumerate(codes)
-            if code not in {RIGHT, WRONG, COULD_NOT_RUN}
-        ]
-        if lost:
-            sys.stderr.write(f"Error: {', '.join(lost)}.\n")
+            child.kill()
+    lost = [
+        f"rank {rank} did not end" if stuck[rank] else f"rank {rank} ended with {child.exitcode}"
+        for rank, child in enumerate(children)
+        if stuck[rank] or child.exitcode not in {RIGHT, WRONG, COULD_NOT_RUN}
+    ]
+    if lost:
+        sys.stderr.write(f"Error: {', '.join(lost)}.\n")
         return COULD_NOT_RUN
-    return max(code or 0 for code in codes)
+    return max(child.exitcode or 0 for child in children)
+
+
+def _wait_for(children: Sequence[BaseProcess], seconds: float) -> None:
+    """Wait until all have ended; once one has failed, only for as long as its absence takes to be noticed."""
+    deadline: float | None = None
+    while waiting := [child.sentinel for child in children if child.exitcode is None]:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not wait(waiting, left):
+            return
+        if deadline is None and any(child.exitcode not in {None, RIGHT, WRONG} for child in children):
+            deadline = time.monotonic() + 2 * seconds
 
 
 def run_under_torchrun(options: Options, settings: Settings) -> int:

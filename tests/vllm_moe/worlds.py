@@ -56,7 +56,7 @@ class World:
     """
 
     def __init__(
-        self, size: int, *, seconds: float = 30.0, device: str = "cpu", transport: TransportChoice = "torch"
+        self, size: int, *, seconds: float = 45.0, device: str = "cpu", transport: TransportChoice = "torch"
     ) -> None:
         self.size = size
         self.device = device

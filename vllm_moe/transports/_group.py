@@ -57,7 +57,7 @@ class EpGroup:
       (tensor-parallel ranks that hold the same tokens). Only the allgather backend makes use of it.
 
     Nothing is done to find out about missing ranks while all goes well. When an exchange fails, every rank
-    that waited for it signs a list in the group's key-value store, and whoever has not signed within another
+    that waited in vain signs a list in the group's key-value store, and whoever has not signed within another
     timeout is named. A group that has failed stays failed: its messages may be half sent.
 
     Groups must be made, and their methods called, in the same order on every rank, as with any collective.
@@ -184,15 +184,19 @@ class EpGroup:
 
     def failure(self, what: str, number: int, error: BaseException) -> TransportError:
         """Find out who is missing from exchange ``number``; waits for one more timeout at most."""
-        absent = self._absent(number)
+        found = self._signed(number)
         seconds = self.timeout.total_seconds()
-        if absent is None:
+        absent = [rank for rank in range(self.world_size) if found is not None and rank not in found]
+        elsewhere = [f"rank {rank} in exchange {at}" for rank, at in (found or {}).items() if at != number]
+        if found is None:
             who = (
                 "the ranks' store does not answer either, so the rank that hosts it (usually rank 0) is gone"
             )
         elif absent:
             names = ", ".join(str(rank) for rank in absent)
             who = f"rank{'s' if len(absent) > 1 else ''} {names} of {self.world_size} died or never called it"
+        elif elsewhere:
+            who = f"{', '.join(elsewhere)} waited in vain too"
         else:
             who = "every rank called it"
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -203,22 +207,24 @@ class EpGroup:
         )
         return TransportError(self._failure)
 
-    def _absent(self, number: int) -> list[int] | None:
-        """Ranks that have not signed up for exchange ``number``; None when the store is out of reach."""
-        prefix = f"vllm_moe/{self._name()}/{self._serial}/{number}"
-        missing = [rank for rank in range(self.world_size) if rank != self.rank]
+    def _signed(self, number: int) -> dict[int, int] | None:
+        """Give the exchange that each rank failed in, of those that tell; None without a store to ask."""
+        prefix = f"vllm_moe/{self._name()}/{self._serial}"
+        found = {self.rank: number}
         # A rank that is still waiting gives up one timeout after it started, which may be later than here.
         deadline = time.monotonic() + self.timeout.total_seconds() + 1.0
         try:
             store = self.store()
-            store.set(f"{prefix}/{self.rank}", "1")
-            while missing and time.monotonic() < deadline:
-                missing = [rank for rank in missing if not store.check([f"{prefix}/{rank}"])]
+            store.set(f"{prefix}/{self.rank}", str(number))
+            while len(found) < self.world_size and time.monotonic() < deadline:
+                for rank in range(self.world_size):
+                    if rank not in found and store.check([f"{prefix}/{rank}"]):
+                        found[rank] = int(store.get(f"{prefix}/{rank}"))
                 time.sleep(_POLL_SECONDS)
         except dist.DistError:
             _LOG.exception("%r: the store failed", self)
             return None
-        return missing
+        return found
 
     def _start(self, what: str, start: Callable[[], list[dist.Work]]) -> Pending:
         if self._failure is not None:
