@@ -69,7 +69,7 @@ class DefinitionContract(Contract):
         """Examine the tree, and set aside what is ignored."""
         del verbose
         try:
-            examination = self.examine(_index(self.session_options), graph)
+            examination = self.examine(index_of(self.session_options), graph)
         except SourceError as error:
             examination = Examination([], [], [describe(Problem.of(error))])
         except (RootNotFoundError, UnknownNameError) as error:
@@ -248,7 +248,7 @@ def _print(text: str, style: str | None = "red") -> None:
 _latest: tuple[dict[str, Any], Index] | None = None
 
 
-def _index(session_options: dict[str, Any]) -> Index:
+def index_of(session_options: dict[str, Any]) -> Index:
     """The index of this run: all contracts of one run are given the same session options."""
     global _latest  # noqa: PLW0603  the one place where contracts of a run can meet
     if _latest is None or _latest[0] is not session_options:
