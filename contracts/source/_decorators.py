@@ -99,9 +99,7 @@ class Decorators:
                 return Effect.NOTHING
         elif isinstance(meaning, FunctionValue):
             function = self._syntax.function(meaning)
-            if isinstance(function, ast.FunctionDef) and self._passes_on(
-                function, called, is_async, meaning.module
-            ):
+            if isinstance(function, ast.FunctionDef) and _passes_on(function, called, is_async):
                 return Effect.NOTHING
         elif isinstance(meaning, Alias) and depth < 5:
             effects = {
@@ -117,42 +115,41 @@ class Decorators:
                 return effects.pop()
         return Effect.UNKNOWN
 
-    def _passes_on(self, decorator: ast.FunctionDef, called: bool, is_async: bool, module: str) -> bool:
-        """Whether a decorator of the tree returns what it decorates, or a wrapper that takes whatever it takes."""
-        inner = {
-            statement.name: statement
-            for statement in own_statements(decorator.body)
-            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
-        }
-        returned = [s.value for s in own_statements(decorator.body) if isinstance(s, ast.Return)]
-        positional = [*decorator.args.posonlyargs, *decorator.args.args]
-        if not returned or (not called and not positional):
-            return False
-        for value in returned:
-            name = _last(_uncast(value))
-            nested = inner.get(name)
-            if called:
-                if not isinstance(nested, ast.FunctionDef) or not self._passes_on(nested, False, is_async, module):
-                    return False
-            elif name != positional[0].arg and (
-                nested is None or not self._wraps(nested, positional[0].arg, is_async, module)
-            ):
-                return False
-        return True
 
-    def _wraps(
-        self, wrapper: ast.FunctionDef | ast.AsyncFunctionDef, wrapped: str, is_async: bool, module: str
-    ) -> bool:
-        if isinstance(wrapper, ast.AsyncFunctionDef) and not is_async:
-            return False
-        if wrapper.args.vararg is None or wrapper.args.kwarg is None:
-            return False
-        for decorator in wrapper.decorator_list:
-            if isinstance(decorator, ast.Call) and any(_last(item) == wrapped for item in decorator.args):
-                meaning = self._names.expression(module, decorator.func)
-                if meaning == External("functools.wraps") or isinstance(meaning, Lost):
-                    return _last(decorator.func) == "wraps"
+def _passes_on(decorator: ast.FunctionDef, called: bool, is_async: bool) -> bool:
+    """Whether a decorator of the tree returns what it decorates, or a wrapper that takes whatever it takes."""
+    inner = {
+        statement.name: statement
+        for statement in own_statements(decorator.body)
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    returned = [s.value for s in own_statements(decorator.body) if isinstance(s, ast.Return)]
+    positional = [*decorator.args.posonlyargs, *decorator.args.args]
+    if not returned or (not called and not positional):
         return False
+    for value in returned:
+        name = _last(_uncast(value))
+        nested = inner.get(name)
+        if called:
+            if not isinstance(nested, ast.FunctionDef) or not _passes_on(nested, False, is_async):
+                return False
+        elif name != positional[0].arg and (
+            nested is None or not _hands_on(nested, positional[0].arg, is_async)
+        ):
+            return False
+    return True
+
+
+def _hands_on(wrapper: ast.FunctionDef | ast.AsyncFunctionDef, wrapped: str, is_async: bool) -> bool:
+    """Whether a wrapper takes whatever there is, and calls what it wraps with just that."""
+    arguments = wrapper.args
+    if arguments.vararg is None or arguments.kwarg is None or arguments.kwonlyargs:
+        return False
+    if isinstance(wrapper, ast.AsyncFunctionDef) and not is_async:
+        return False
+    taken = [item.arg for item in (*arguments.posonlyargs, *arguments.args)]
+    call = f"{wrapped}({', '.join([*taken, f'*{arguments.vararg.arg}', f'**{arguments.kwarg.arg}'])})"
+    return any(isinstance(node, ast.Call) and ast.unparse(node) == call for node in ast.walk(wrapper))
 
 
 def _uncast(node: ast.expr | None) -> ast.expr:

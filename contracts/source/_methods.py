@@ -114,13 +114,13 @@ class Methods:
         """What a class body binds, by name; several where it depends on a condition."""
         if value not in self._defined:
             found: dict[str, list[Definition]] = {}
+            self._defined[value] = found  # a body may name the class
             node = self._syntax.class_(value)
             if node is not None:
                 self._read(node.body, value, found)
                 for name in self._syntax.summary(value.module).classes[value.key].attributes.keys() - found.keys():
                     found[name] = [self._attribute(name, node, value)]  # by an import, a loop, "with" or ":="
                     found[name][0].not_understood = [ast.Name(name)]
-            self._defined[value] = found
         return self._defined[value]
 
     def lookup(self, value: ClassValue, name: str) -> tuple[ClassValue, list[Definition]] | None:

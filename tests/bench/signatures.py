@@ -78,7 +78,8 @@ SILENT = [
         "parameters.Renamed.prepare parameters.RenamedWithUnderscore.prepare parameters.Private.prepare "
         "parameters.Internal._private parameters.ByPositionOnly.prepare kinds.StaticRenamed.static "
         "decorators.Passing.run decorators.Registered.run decorators.Wrapping.run decorators.Understood.run "
-        "inheritance.Both inheritance.Conditional.run inheritance.DefinedBetween.late inheritance.FromMixin inheritance.Local.run "
+        "decorators.HandingOn.run inheritance.Both inheritance.Conditional.run inheritance.DefinedBetween.late "
+        "inheritance.FromMixin inheritance.Local.run "
         "inheritance.Outer.Nested.run",
         "mypy lets an override rename a parameter, or take it by position only. A call by name then fails.",
     ),

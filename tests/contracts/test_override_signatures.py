@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 from textwrap import dedent
 
+import grimp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from contracts.source import Cache, Index, SourceError, UnknownNameError
+from contracts.source._overrides import overrides
 from contracts.source._tree import SourceFile
 from tests.contracts.projects import Project, refused, report
 
@@ -442,3 +447,124 @@ def test_a_warm_run_parses_nothing(small, monkeypatch):
     monkeypatch.setattr(SourceFile, "content", property(refuse))
     monkeypatch.setattr(ast, "parse", refuse)
     assert small.lint() == cold
+
+
+# What hypothesis writes
+
+_MEMBERS = [
+    "def run({0}) -> {1}: ...",
+    "def run({0}): yield",
+    "async def run({0}) -> {1}: ...",
+    "async def run({0}): yield 1",
+    "@staticmethod\ndef run({0}) -> {1}: ...",
+    "@classmethod\ndef run({0}): ...",
+    "@property\ndef run(self) -> {1}: ...",
+    "@run.setter\ndef run(self, value): ...",
+    "@Base.run.setter\ndef run(self, value): ...",
+    "@overload\ndef run({0}) -> {1}: ...",
+    "@contextmanager\ndef run({0}) -> {1}: ...",
+    "@unknown(1)\n@run\ndef run({0}): ...",
+    "run = lambda {0}: 1",
+    "run = property(lambda self: 1, run)",
+    "run = staticmethod(help)",
+    "run, stop = stop, run",
+    "run: {1}",
+    "run: {1} = {2}",
+    "run = Base.run",
+    "run = Base().run",
+    "del run",
+    "if x:\n    def run({0}): ...\nelse:\n    run = {2}",
+    "try:\n    from pkg.base import run\nexcept* ValueError:\n    run = 1",
+    "match x:\n    case [run]: ...\n    case _: run = 1",
+    "for run in x: ...",
+    "class run(Base): ...",
+    "def run[U](self, x: U) -> U: ...",
+    "from pkg.base import *",
+]
+_PARAMETERS = ["self", "self, x: {0} = {1}", "*, x: {0}", "x, y={1}, /", "self, *args: {0}, x={1}, **kw: {0}", "*self"]
+_TYPES = [
+    "int", "'Base'", "'in valid'", "Optional[{0}]", "Union[{0}, None]", "list[{0}]", "Callable[[{0}], {0}]",
+    "Callable[{0}, {0}]", "Literal['a', -1, None]", "Self", "T", "A", "B", "Generic", "Generic[T]", "tuple[()]",
+    "tuple[{0}, ...]", "1", "Mapping[{0}, {0}]", "Annotated[{0}, 1]", "Unpack[{0}]", "*{0}", "x.y.z", "Base[{0}]",
+    "type[{0}]", "[{0}]", "Generator[{0}]", "{0} | {0}", "...",
+]  # fmt: skip
+_HEAD = """\
+from typing import *
+from typing_extensions import overload
+from contextlib import contextmanager
+from collections.abc import *
+import pkg.sub as sub, torch.nn as nn
+T = TypeVar("T")
+A = Optional["B"]
+B: TypeAlias = "A | sub.A"
+x = y = 1
+"""
+types = st.recursive(
+    st.sampled_from([one for one in _TYPES if "{0}" not in one]),
+    lambda inner: st.builds(lambda form, one: form.replace("{0}", one), st.sampled_from(_TYPES), inner),
+    max_leaves=4,
+)
+values = st.sampled_from("1 None ... x sub.x [1,y] f(x) -1 (lambda:1) (yield) A 1<<3".split())
+parameters = st.builds(
+    lambda form, one, value: form.format(one, value), st.sampled_from(_PARAMETERS), types, values
+)
+bodies = st.lists(
+    st.builds(
+        lambda form, given_, one, value: form.replace("{0}", given_).replace("{1}", one).replace("{2}", value),
+        st.sampled_from(_MEMBERS), parameters, types, values,
+    ),
+    max_size=4,
+)  # fmt: skip
+cuts = st.none() | st.tuples(st.integers(0, 900), st.integers(0, 30))
+
+
+@settings(max_examples=200, deadline=None)
+@given(base=bodies, override=bodies, cut=cuts)
+def test_whatever_classes_say(tmp_path_factory, base, override, cut):
+    """Comparing gives findings or says why not, whatever the classes hold."""
+    _compare(tmp_path_factory.mktemp("project"), base, override, cut)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(base=bodies, override=bodies, cut=cuts)
+def test_ten_thousand_classes(tmp_path_factory, base, override, cut):
+    """The same for ten thousand pairs of classes."""
+    _compare(tmp_path_factory.mktemp("project"), base, override, cut)
+
+
+def _compare(folder: Path, base: list[str], override: list[str], cut: tuple[int, int] | None) -> None:
+    text = _HEAD + "class Base(Generic[T]):\n" + _indented(["def run(self, x: T) -> 'Base[T]': ...", *base])
+    text = text if cut is None else text[: cut[0]] + text[cut[0] + cut[1] :]
+    files = {"pkg/__init__.py": "", "pkg/base.py": text}
+    files["pkg/sub.py"] = f"{_HEAD}from pkg.base import Base\nclass Sub(Base[int]):\n{_indented(override)}"
+    Project(folder).write({name: content.encode() for name, content in files.items()})
+    graph = grimp.ImportGraph()
+    for module in ("pkg", "pkg.base", "pkg.sub"):
+        graph.add_module(module)
+    graph.add_import(importer="pkg.sub", imported="pkg.base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        index = Index(["pkg"], Cache(None, []))
+        refused: SourceError | UnknownNameError | None = None
+        try:
+            answer = index.subclasses(["pkg.base.Base"], graph)
+            compared = overrides(index, answer, ["pkg.base.Base"], [], require_annotations=True)
+        except (SourceError, UnknownNameError) as error:
+            refused = error
+    if refused is not None:
+        known = r".* cannot be |Base class 'pkg.base.Base' |Nothing to check: pkg.base.Base defines"
+        assert re.match(known, str(refused)), refused
+        return
+    assert set(compared) == {"findings", "undecided", "problems"}
+    for path, line, column, name, message in [*compared["findings"], *compared["undecided"]]:
+        assert path in files
+        assert line >= 1
+        assert column >= 1
+        assert name.startswith("pkg.")
+        assert message
+
+
+def _indented(statements: list[str]) -> str:
+    return "".join(f"    {line}\n" for text in [*statements, "pass"] for line in text.split("\n"))
