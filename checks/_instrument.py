@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, get_type_hints
 from unittest.mock import NonCallableMock
 
 import torch
@@ -110,10 +110,11 @@ def _check_dims(value: Any, dims: Dims, memo: Any) -> None:
 
 def _functions(kind: type) -> list[FunctionType]:
     found = []
-    for name, member in inspect.getmembers_static(kind):
+    for _, member in inspect.getmembers_static(kind):
         of = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if isinstance(of, FunctionType) and of.__annotations__ and of.__module__ == kind.__module__:
-            assert name
+        if not isinstance(of, FunctionType) or of.__module__ != kind.__module__:
+            continue
+        if set(of.__annotations__.values()) - {None, Any, "None", "Any"}:
             found.append(of)
     return found
 
@@ -129,13 +130,21 @@ def instrumented_functions(kind: type) -> list[str]:
 
 
 def uninstrumented_functions(kind: type) -> list[str]:
-    """Those that have something to check and do not."""
-    plain = [one for one in _functions(kind) if not _is_instrumented(one)]
-    return [one.__qualname__ for one in plain if set(one.__annotations__.values()) - {None, Any}]
+    """Those that have something to check and do not, or not all of it: typeguard passes over what does not resolve."""
+    return [one.__qualname__ for one in _functions(kind) if not (_resolves(one) and _is_instrumented(one))]
+
+
+def _resolves(function: FunctionType) -> bool:
+    try:
+        get_type_hints(function)
+    except NameError:
+        return False
+    return True
 
 
 Tokens = Annotated[torch.Tensor, Dims("tokens hidden")]
 Slots = Annotated[torch.Tensor, Dims("tokens topk")]
+Counts = Annotated[torch.Tensor, Dims("counts")]
 Result = tuple[
     Annotated[torch.Tensor, Dims("rows hidden", "experts places hidden")],
     Annotated[torch.Tensor, Dims("one scales", "rows scales", "experts one scales", "experts places scales")] | None,
@@ -162,16 +171,14 @@ class _Tied:
         result = self._backend.prepare(*arguments, **named)
         if len(arguments) == 3:
             return _tied_monolithic_prepare(*arguments, result)
-        a1, topk_weights, topk_ids = arguments[:3]
-        return _tied_prepare(a1, topk_weights, topk_ids, result)
+        return _tie_prepared(arguments, result)
 
     def prepare_async(self, *arguments: Any, **named: Any) -> Any:
         started = self._backend.prepare_async(*arguments, **named)
         hook, receiver = started if isinstance(started, tuple) else (None, started)
-        a1, topk_weights, topk_ids = arguments[:3]
 
         def receive() -> Any:
-            return _tied_prepare(a1, topk_weights, topk_ids, receiver())
+            return _tie_prepared(arguments, receiver())
 
         return receive if hook is None else (hook, receive)
 
@@ -190,8 +197,22 @@ class _Tied:
         (_tied_batched_finalize if batched else _tied_standard_finalize)(*arguments)
 
 
+def _tie_prepared(arguments: tuple[Any, ...], result: Any) -> Any:
+    a1, topk_weights, topk_ids = arguments[:3]
+    meta = result[2]
+    counts, on_cpu = (None, None) if meta is None else (meta.expert_num_tokens, meta.expert_num_tokens_cpu)
+    return _tied_prepare(a1, topk_weights, topk_ids, counts, on_cpu, result)
+
+
 @typeguard.typechecked
-def _tied_prepare(a1: Tokens, topk_weights: Slots, topk_ids: Slots, result: Any) -> Result:
+def _tied_prepare(
+    a1: Tokens,
+    topk_weights: Slots,
+    topk_ids: Slots,
+    expert_num_tokens: Counts | None,
+    expert_num_tokens_cpu: Counts | None,
+    result: Any,
+) -> Result:
     return result  # type: ignore[no-any-return]  # checked by typeguard
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from checks._rows import Backend
 from checks.cases import Case
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Check:
     def property(self) -> str:
         """What holds, in a sentence."""
         return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    def packages(self, row: Backend) -> tuple[str, ...]:
+        """What has to be instrumented to run it on a backend; nothing for most checks."""
+        return row.instrumented if self.instrumented else ()
 
 
 CHECKS: dict[str, Check] = {}

@@ -70,6 +70,8 @@ class Backend:
     """Builds it on one rank. In worlds of processes this has to be a function of an importable module."""
     fused_moe: str = DEFAULT_PACKAGE
     """The package whose interface it follows."""
+    packages: tuple[str, ...] = ()
+    """Packages that its code is in, to be instrumented; ``prepare_finalize`` of ``fused_moe`` always is."""
     dtypes: tuple[str, ...] = ("bfloat16",)
     """Activation dtypes; the first is used where a check does not ask for another."""
     hidden: int = 256
@@ -111,6 +113,11 @@ class Backend:
         unknown = sorted(set(self.because) - {one.name for one in fields(self)})
         if unknown:
             raise ValueError(f"{self.name}: because gives a reason for {unknown[0]!r}, which is no field of a Backend.")
+
+    @property
+    def instrumented(self) -> tuple[str, ...]:
+        """The packages whose functions have to check their types."""
+        return (f"{self.fused_moe}.prepare_finalize", *self.packages)
 
     def why(self, field_name: str, default: str) -> str:
         """The reason that a skip gives: what is declared, and why."""

@@ -20,7 +20,7 @@ _GRACE = 1.5
 """Seconds that the other ranks get once one has failed: they may be waiting for it."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class WorldFailure(Exception):  # noqa: N818 -- what it is called in the report
     """What a run came to when it did not come to a result on every rank."""
 
@@ -163,18 +163,20 @@ class World:
 
 
 class Worlds:
-    """Worlds of one kind by size, each made when first asked for."""
+    """Worlds of one kind by size and by what is instrumented in them, each made when first asked for."""
 
     def __init__(self, kind: Kind = "threads", **options: Any) -> None:
         self.kind: Kind = kind
         self.options = options
-        self._worlds: dict[int, World] = {}
+        self._worlds: dict[tuple[int, tuple[str, ...]], World] = {}
 
-    def get(self, size: int) -> World:
-        """The world of this size."""
-        if size not in self._worlds:
-            self._worlds[size] = World(size, self.kind, **self.options)
-        return self._worlds[size]
+    def get(self, size: int, instrumented: tuple[str, ...] = ()) -> World:
+        """The world of this size; in processes where packages are instrumented, whatever the kind."""
+        key = (size, instrumented)
+        if key not in self._worlds:
+            kind: Kind = "processes" if instrumented else self.kind
+            self._worlds[key] = World(size, kind, instrumented=instrumented, **self.options)
+        return self._worlds[key]
 
     def close(self) -> None:
         """End them all."""

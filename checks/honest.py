@@ -470,6 +470,7 @@ def _make(kind: type[Honest], fused_moe: str, place: Place, layer: Layer) -> Any
 def row_of(kind: type[Honest], fused_moe: str) -> Backend:
     """The row of the honest backend, or of a wrong one."""
     declared: dict[str, Any] = {
+        "packages": tuple(dict.fromkeys(("checks.honest", kind.__module__))),
         "dtypes": ("bfloat16", "float16", "float32"),
         "placements": ("linear", "round_robin", "redundant"),
         "reductions": ("delegate", "noop") if not issubclass(kind, HonestBatched) else ("delegate",),

@@ -247,11 +247,17 @@ def instrumented_calls_raise_nothing(bench: Bench, case: Case) -> None:
 
     backend = bench.build(case)
     if not _instrument.instrumented_functions(type(backend)):
-        raise Broken(f"no function of {type(backend).__module__} is instrumented, so nothing would be seen")
+        package = type(backend).__module__.partition(".")[0]
+        raise NotShown(f"{type(backend).__module__} is not instrumented: add packages=({package!r},) to its row")
     tied = _instrument.tie(backend)
     bench.same_on_all(bench.trip(case, tied).run().problem())
     if backend.supports_async():
         bench.same_on_all(bench.trip(case, tied).run_async().problem("the asynchronous output"))
+    unseen = _instrument.uninstrumented_functions(type(backend))
+    if unseen:
+        raise NotShown(
+            f"types of {', '.join(unseen)} are not all checked: annotations with names for type checkers only"
+        )
 
 
 class ComesToNothing(Honest):

@@ -5,13 +5,13 @@ one row and ``test_mine = contract_test(row)``. Nothing heavy is imported unless
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from checks._rows import Backend
-    from checks.harness import World
+    from checks.harness import World, Worlds
 
 __all__ = ["contract_test"]
 
@@ -99,22 +99,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def _moe_worlds(request: pytest.FixtureRequest) -> Iterator[dict[bool, Any]]:
+def _moe_worlds(request: pytest.FixtureRequest) -> "Iterator[Worlds]":
     from checks.report import make_worlds  # noqa: PLC0415
 
     option = request.config.getoption
     kind = option("--worlds") or ("processes" if option("--transport") == "vendor" else "threads")
-    made = make_worlds(kind, option("--device"), option("--transport"), option("--fused-moe"))
+    made = make_worlds(kind, option("--fused-moe"), device=option("--device"), transport=option("--transport"))
     yield made
-    for worlds in made.values():
-        worlds.close()
+    made.close()
 
 
 @pytest.fixture
-def moe_contract(request: pytest.FixtureRequest, _moe_worlds: dict[bool, Any]) -> Contract:
+def moe_contract(request: pytest.FixtureRequest, _moe_worlds: "Worlds") -> Contract:
     """A backend, a check and a world of ranks."""
     from checks.engine import all_checks  # noqa: PLC0415
 
     row, name, size = request.param
-    worlds = _moe_worlds[all_checks()[name].instrumented]
-    return Contract(row, name, worlds.get(size), request.config.getoption("--seed"))
+    world = _moe_worlds.get(size, all_checks()[name].packages(row))
+    return Contract(row, name, world, request.config.getoption("--seed"))

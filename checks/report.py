@@ -65,31 +65,24 @@ def select(names: Sequence[str], fused_moe: str | None = None) -> list[Backend]:
     return [known[name] for name in names] if names else list(known.values())
 
 
-def make_worlds(
-    kind: str, device: str = "cpu", transport: str = "torch", fused_moe: str | None = None, **options: Any
-) -> dict[bool, Worlds]:
-    """Worlds for plain checks (under False) and for those that need instrumented processes (under True)."""
-    name = fused_moe or DEFAULT_PACKAGE
-    imports = (f"{name}.modular_kernel", *(f"checks.{topic}" for topic in TOPICS))
-    common = {"device": device, "transport": transport, "imports": imports, **options}
-    return {
-        False: Worlds(kind, **common),  # type: ignore[arg-type]  # one of two words
-        True: Worlds("processes", **common, instrumented=(f"{name}.prepare_finalize", "checks.honest")),
-    }
+def make_worlds(kind: str, fused_moe: str | None = None, **options: Any) -> Worlds:
+    """Worlds in which the package under test and the checks are imported before a deadline counts."""
+    imports = (f"{fused_moe or DEFAULT_PACKAGE}.modular_kernel", *(f"checks.{topic}" for topic in TOPICS))
+    return Worlds(kind, imports=imports, **options)  # type: ignore[arg-type]  # one of two words
 
 
 def run(
     backends: Sequence[Backend],
     checks: Sequence[Check],
     sizes: Sequence[int],
-    worlds: dict[bool, Worlds],
+    worlds: Worlds,
     seed: int = 0,
 ) -> Iterator[Outcome]:
     """Judge each check on each backend in each world, one outcome after another; nothing that fails stops the rest."""
     for size in sizes:
         for row in backends:
             for check in checks:
-                yield judge(worlds[check.instrumented].get(size), row, check, seed)
+                yield judge(worlds.get(size, check.packages(row)), row, check, seed)
 
 
 def first_broken(
@@ -101,12 +94,12 @@ def first_broken(
     """
     (row,) = select([backend], fused_moe)
     quick = [check for check in all_checks().values() if not check.instrumented]
-    made = make_worlds("threads", fused_moe=fused_moe, seconds=deadline / 4, deadline=deadline)
+    made = make_worlds("threads", fused_moe, seconds=deadline / 4, deadline=deadline)
     try:
         outcomes = run([row], quick, sizes, made)
         return next((outcome for outcome in outcomes if outcome.status == "broken"), None)
     finally:
-        made[False].close()
+        made.close()
 
 
 def defects() -> str:
@@ -164,7 +157,8 @@ def main(
         return 2
     arguments = {"device": device, "transport": transport, "worlds": worlds, "seed": seed}
     matrix = Matrix(environment=_environment(arguments))
-    made = make_worlds(worlds, device, transport, fused_moe, seconds=seconds, deadline=deadline)
+    options = {"device": device, "transport": transport, "seconds": seconds, "deadline": deadline}
+    made = make_worlds(worlds, fused_moe, **options)
     try:
         with Progress(len(chosen) * len(checks) * len(world_sizes), len(checks)) as progress:
             for outcome in run(chosen, checks, world_sizes, made, seed):
@@ -175,8 +169,7 @@ def main(
                 if first and matrix.broken:
                     break
     finally:
-        for one in made.values():
-            one.close()
+        made.close()
     progress.table(matrix, [row.name for row in chosen], checks)
     if json_path is not None:
         Path(json_path).write_text(matrix.as_json(), encoding="utf-8")

@@ -24,8 +24,8 @@ def test_a_wrong_backend_is_caught_by_its_check(worlds, one, kind):
     """The check says BROKEN, names backend and property, and how to see it again."""
     if kind.needs == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"{kind.__name__} is wrong on a GPU only")
-    world = worlds[one.instrumented].get(kind.caught_in)
-    outcome = judge(world, row_of(kind, DEFAULT_PACKAGE), one)
+    row = row_of(kind, DEFAULT_PACKAGE)
+    outcome = judge(worlds.get(kind.caught_in, one.packages(row)), row, one)
     assert outcome.status == "broken", outcome.message
     assert outcome.message.startswith(f"{kind.__name__}: {one.name}: rank")
     assert f"Should be: {one.property}" in outcome.message
@@ -36,9 +36,8 @@ def test_a_wrong_backend_is_caught_by_its_check(worlds, one, kind):
 @pytest.mark.parametrize("kind", [Honest, HonestBatched, HonestMonolithic])
 def test_the_honest_backend_keeps_everything(worlds, kind, size):
     """So a wrong backend fails for the one thing that is wrong with it."""
-    outcomes = [
-        judge(worlds[one.instrumented].get(size), row_of(kind, DEFAULT_PACKAGE), one) for one in all_checks().values()
-    ]
+    row = row_of(kind, DEFAULT_PACKAGE)
+    outcomes = [judge(worlds.get(size, one.packages(row)), row, one) for one in all_checks().values()]
     assert [outcome.message for outcome in outcomes if outcome.status == "broken"] == []
     assert sum(outcome.status == "kept" for outcome in outcomes) >= 12
 
