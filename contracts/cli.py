@@ -14,7 +14,7 @@ import click
 import contracts  # noqa: F401  before lint puts the current folder first on the path
 
 # Loaded when they are asked for: each is the object ``command`` of the module contracts.commands.<name>.
-_COMMANDS = ("explain", "ignore", "init", "lint", "map", "preset")
+_COMMANDS = ("explain", "fix", "ignore", "init", "lint", "map", "preset")
 
 
 class _Group(click.Group):

@@ -1,0 +1,63 @@
+"""git, as far as a refactoring needs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from contracts.fix._errors import RefusedError
+
+
+def git(top: str, *arguments: str) -> str:
+    """What a git command prints.
+
+    Raises:
+        RefusedError: it failed; says what git said.
+    """
+    done = subprocess.run(  # noqa: S603  git, with paths of our own
+        ["git", "-C", top, *arguments],  # noqa: S607  wherever it is installed
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise RefusedError(f"git {arguments[0]} failed: {said}. Nothing was changed.")
+    return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def top_folder() -> tuple[str, bool]:
+    """The folder outside which nothing is changed, and whether git looks after it.
+
+    That is the git work tree in which the current folder lies, or else the current folder.
+    """
+    here = os.path.realpath(os.getcwd())
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel"],  # noqa: S607  wherever it is installed
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return here, False  # git is not installed
+    if done.returncode:
+        return here, False
+    return os.path.realpath(done.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")), True
+
+
+def refuse_unsafe(top: str, *, with_git: bool) -> None:
+    """Refuse to change what git could not bring back.
+
+    Raises:
+        RefusedError: there is no git, or the work tree has changes of its own.
+    """
+    if not with_git:
+        raise RefusedError(
+            f"{top} is no git repository, so nothing could bring back what is changed. "
+            "Pass --allow-dirty to change it all the same."
+        )
+    changed = git(top, "status", "--porcelain", "--untracked-files=no").splitlines()
+    if changed:
+        raise RefusedError(
+            f"The work tree has uncommitted changes ({changed[0][3:]}, {len(changed)} in all). Commit them, or pass "
+            "--allow-dirty."
+        )
