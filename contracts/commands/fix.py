@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
 
 import click
 
+from contracts._writing import CouldNotError
 
-@click.command()
+
+@click.command("fix")
 @click.argument("contract", required=False)
 @click.option(
     "--diff",
@@ -40,43 +41,29 @@ def command(
     try:
         import libcst  # noqa: F401, PLC0415  an extra
     except ModuleNotFoundError as error:
-        raise click.ClickException(
+        raise CouldNotError(
             "'moe-contracts fix' needs the package 'libcst', which is not installed. "
             "Install the extra that brings it: pip install 'moe-contracts[fix]'"
         ) from error
-    from importlinter import configuration  # noqa: PLC0415  not loaded to print the help
-    from importlinter.application.app_config import settings  # noqa: PLC0415  as above
+    from importlinter.application.app_config import settings  # noqa: PLC0415  not loaded to print the help
 
-    from contracts.fix import RefusedError, refuse_unsafe, top_folder  # noqa: PLC0415  as above
-    from contracts.fix._configured import configured  # noqa: PLC0415  as above
-    from contracts.fix._plan import Planner  # noqa: PLC0415  as above
-    from contracts.source import (  # noqa: PLC0415  as above
-        RootNotFoundError,
-        SourceError,
-        UnknownNameError,
-        relative_path,
-    )
+    from contracts.fix import Planner, configured, refuse_unsafe, top_folder  # noqa: PLC0415  as above
+    from contracts.source import RootNotFoundError, SourceError, UnknownNameError, relative_path  # noqa: PLC0415  as above
 
-    configuration.configure()
     sys.path.insert(0, os.getcwd())
-    cache = None if no_cache else cache_dir or str(settings.DEFAULT_CACHE_DIR)
     try:
         top, with_git = top_folder()
         if mode == "apply" and not allow_dirty:
             refuse_unsafe(top, with_git=with_git)
+        cache = None if no_cache else cache_dir or str(settings.DEFAULT_CACHE_DIR)
         plan = Planner(configured(config, contract, cache), top, to).run()
-        if mode == "apply":
-            plan.changes.make(with_git=with_git)
     except SourceError as error:
-        _refuse(f"{relative_path(error.path)}:{error.line} {error.reason}")
-    except (RefusedError, RootNotFoundError, UnknownNameError) as error:
-        _refuse(str(error))
-    if mode == "diff":
+        raise CouldNotError(f"{relative_path(error.path)}:{error.line} {error.reason}") from error
+    except (RootNotFoundError, UnknownNameError) as error:
+        raise CouldNotError(str(error)) from error
+    if mode == "apply":
+        plan.changes.make(with_git=with_git)
+    else:
         sys.stdout.buffer.write(plan.changes.diff())  # as bytes, whatever the files' encodings are
     for line in plan.summary():
         click.echo(line, err=mode == "diff")
-
-
-def _refuse(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(2)

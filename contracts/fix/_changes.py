@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from contracts.fix._errors import RefusedError
+from contracts._writing import CouldNotError
 from contracts.fix._git import git
 
 
@@ -75,7 +75,7 @@ class Changes:
         """Make all changes, or none.
 
         Raises:
-            RefusedError: they cannot be made; all is as it was.
+            CouldNotError: they cannot be made; all is as it was.
         """
         self._refuse()
         undo = contextlib.ExitStack()
@@ -95,21 +95,21 @@ class Changes:
             undo.close()
             if isinstance(error, OSError):
                 where = self.show(error.filename) if isinstance(error.filename, str) else self.top
-                raise RefusedError(f"{where} cannot be written: {error.strerror}. Nothing was changed.") from error
+                raise CouldNotError(f"{where} cannot be written: {error.strerror}. Nothing was changed.") from error
             raise
 
     def _refuse(self) -> None:
         origins = {*self.renamed.values()}
         for path in sorted({*self.written, *origins}):
             if (path in origins or path not in self.before) and os.path.lexists(path) and path not in self.renamed:
-                raise RefusedError(f"{self.show(path)} exists already. Name another module with --to.")
+                raise CouldNotError(f"{self.show(path)} exists already. Name another module with --to.")
         for path, content in self.before.items():
             mode = os.stat(path).st_mode
             if not mode & stat.S_IWUSR:
-                raise RefusedError(f"{self.show(path)} is read-only. Make it writable.")
+                raise CouldNotError(f"{self.show(path)} is read-only. Make it writable.")
             with open(path, "rb") as file:
                 if file.read() != content:
-                    raise RefusedError(f"{self.show(path)} changed meanwhile. Run this again.")
+                    raise CouldNotError(f"{self.show(path)} changed meanwhile. Run this again.")
 
     def _stage(self, path: str, content: bytes, undo: contextlib.ExitStack) -> str:
         """Write what a file will hold beside it, so that all that can fail for want of space fails now."""

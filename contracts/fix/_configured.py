@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import grimp
 from grimp import ImportGraph
-from importlinter.application import use_cases
-from importlinter.domain.contract import InvalidContractOptions, registry
+from importlinter.domain.contract import InvalidContractOptions
 
-from contracts._base import DefinitionContract, _index
+from contracts import report
+from contracts._base import DefinitionContract, index_of
+from contracts._burn_down import prepare
+from contracts._configuration import identify, read_configuration
 from contracts._findings import Finding
-from contracts.fix._errors import RefusedError
+from contracts._writing import CouldNotError
 from contracts.source import Index
 
 
 @dataclass
 class Configured:
-    """The contracts that are to be mended, with the index and the import graph of their root packages."""
+    """The contracts that are to be mended, and all of those types, with the index and the graph that they are about."""
 
     contracts: list[DefinitionContract]
     every: list[DefinitionContract]
@@ -29,13 +31,13 @@ class Configured:
         """What breaks a contract, without what it ignores.
 
         Raises:
-            RefusedError: the contract could not be checked.
+            CouldNotError: the contract could not be checked.
         """
-        examination = contract.examine(self.index, self.graph)
-        if examination.problems:
-            raise RefusedError("\n".join(examination.problems))
-        ignored = cast("set[str]", contract.ignore_definitions)
-        return [finding for finding in examination.findings if finding.name not in ignored]
+        check = contract.check(self.graph, verbose=False)
+        if check.metadata["problems"]:
+            raise CouldNotError("\n".join(check.metadata["problems"]))
+        found: list[Finding] = check.metadata["findings"]
+        return found
 
 
 def configured(config: str | None, wanted: str | None, cache_folder: str | None) -> Configured:
@@ -47,39 +49,44 @@ def configured(config: str | None, wanted: str | None, cache_folder: str | None)
         cache_folder: where import-linter's cache lies.
 
     Raises:
-        RefusedError: there is no such contract, or the configuration is wrong.
+        CouldNotError: there is no such contract, or the configuration cannot be used.
     """
     try:
-        options = use_cases.read_user_options(config_filename=config)
-    except FileNotFoundError as error:
-        raise RefusedError(f"{error} Name it with --config.") from error
-    use_cases._register_contract_types(options)  # noqa: SLF001  there is no public way
-    session: dict[str, Any] = options.session_options
-    graph = grimp.build_graph(
-        *session["root_packages"],
-        include_external_packages=str(session.get("include_external_packages")).lower() == "true",
-        exclude_type_checking_imports=str(session.get("exclude_type_checking_imports")).lower() == "true",
-        cache_dir=cache_folder,
-    )
+        configuration = read_configuration(config)
+        report.register(configuration)
+        prepare(configuration)
+        session: dict[str, Any] = configuration.options.session_options
+        graph = grimp.build_graph(
+            *session["root_packages"],
+            include_external_packages=_is_true(session.get("include_external_packages")),
+            exclude_type_checking_imports=_is_true(session.get("exclude_type_checking_imports")),
+            cache_dir=cache_folder,
+        )
+    except Exception as error:  # whatever import-linter raises of what it cannot use
+        raise CouldNotError(report.reason(error)) from error
     every: list[DefinitionContract] = []
     chosen: list[DefinitionContract] = []
-    for contract_options in options.contracts_options:
-        kind = registry.get_contract_class(contract_options["type"])
-        is_chosen = wanted is None or wanted in {contract_options.get("id"), contract_options["name"]}
+    known: list[str] = []
+    for options in configuration.options.contracts_options:
+        kind = report.contract_class(options["type"])
+        known.append(identify(options))
+        is_wanted = wanted in {known[-1], options["name"]}
         if not issubclass(kind, DefinitionContract):
-            if is_chosen and wanted is not None:
-                raise RefusedError(f"'{wanted}' is of type {contract_options['type']}, which this cannot mend.")
+            if is_wanted:
+                raise CouldNotError(f"'{wanted}' is of type {options['type']}, which cannot be mended by moving code.")
             continue
         try:
-            contract = kind(contract_options["name"], session, contract_options)
+            contract = kind(options["name"], session, options)
         except InvalidContractOptions as error:
-            raise RefusedError(
-                f"Contract '{contract_options['name']}' is not configured correctly: {error.errors}."
-            ) from error
+            said = "; ".join(f"{option}: {text}" for option, text in error.errors.items())
+            raise CouldNotError(f"Contract '{options['name']}' is not configured correctly: {said}") from error
         every.append(contract)
-        if is_chosen:
+        if wanted is None or is_wanted:
             chosen.append(contract)
-    if not chosen:
-        known = ", ".join(str(o.get("id") or o["name"]) for o in options.contracts_options)
-        raise RefusedError(f"There is no contract '{wanted}'. There are: {known}.")
-    return Configured(chosen, every, _index(session), graph)
+    if not chosen and wanted is not None:
+        raise CouldNotError(f"There is no contract '{wanted}'. There are: {', '.join(known)}.")
+    return Configured(chosen, every, index_of(session), graph)
+
+
+def _is_true(option: Any) -> bool:
+    return str(option).lower() == "true"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from contracts.fix._errors import RefusedError
+from contracts._writing import CouldNotError
 from contracts.source import SourceError, relative_path
 from contracts.source._summary import parse
 from contracts.source._tree import SourceFile
@@ -119,7 +119,7 @@ class Document:
         """The file's bytes with all edits made.
 
         Raises:
-            RefusedError: two edits meet, or the file's encoding cannot hold the result.
+            CouldNotError: two edits meet, or the file's encoding cannot hold the result.
         """
         return self.encode(apply(self.text, self.edits, self.path))
 
@@ -128,7 +128,7 @@ class Document:
         try:
             return self._mark + text.encode(self.encoding)
         except UnicodeEncodeError as error:
-            raise RefusedError(
+            raise CouldNotError(
                 f"{self.path}:1 is encoded as {self.encoding}, which has no '{error.object[error.start]}'. "
                 "Save it as UTF-8 first."
             ) from error
@@ -138,7 +138,7 @@ def apply(text: str, edits: Iterable[Edit], path: str, start: int = 0, end: int 
     """The text from ``start`` to ``end``, with the edits that lie in it made.
 
     Raises:
-        RefusedError: two edits meet.
+        CouldNotError: two edits meet.
     """
     end = len(text) if end is None else end
     result: list[str] = []
@@ -148,7 +148,7 @@ def apply(text: str, edits: Iterable[Edit], path: str, start: int = 0, end: int 
             continue
         if edit.start < at or edit.end > end:
             line = text.count("\n", 0, edit.start) + 1
-            raise RefusedError(f"{path}:{line} is too intricate to rewrite: two changes meet there. Do one by hand.")
+            raise CouldNotError(f"{path}:{line} is too intricate to rewrite: two changes meet there. Do one by hand.")
         result += [text[at : edit.start], edit.text]
         at = edit.end
     return "".join([*result, text[at:end]])
@@ -163,14 +163,14 @@ def whole_lines(document: Document, statements: Sequence[ast.stmt], after: int =
         after: the last line that belongs to none of them.
 
     Raises:
-        RefusedError: two statements share a line.
+        CouldNotError: two statements share a line.
     """
     result: list[tuple[int, int]] = []
     before = after
     for statement in statements:
         first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
         if first <= before:
-            raise RefusedError(f"{document.path}:{first} holds two statements. Write each on a line of its own first.")
+            raise CouldNotError(f"{document.path}:{first} holds two statements. Write each on a line of its own first.")
         while first - 1 > before and document.lines[first - 2].lstrip().startswith("#"):
             first -= 1
         before = statement.end_lineno or statement.lineno

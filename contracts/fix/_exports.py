@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from contracts.fix._errors import RefusedError
+from contracts._writing import CouldNotError
 from contracts.fix._imports import Binding, ImportEditor, absolute
 from contracts.fix._moves import Moves
 from contracts.source._scopes import own_statements
@@ -68,11 +68,11 @@ class Exporter:
         """Export ``name`` of ``module``: import it, and list it in ``__all__``.
 
         Raises:
-            RefusedError: the package has something else of that name, or its ``__all__`` cannot be added to.
+            CouldNotError: the package has something else of that name, or its ``__all__`` cannot be added to.
         """
         known = self.binds(name)
         if known is not None and self._imports(known, name) != f"{module}.{name}":
-            raise RefusedError(
+            raise CouldNotError(
                 f"{self.document.place(known)} {self.package} has another {name}. Rename one of them first."
             )
         if known is None:
@@ -172,11 +172,11 @@ class Exporter:
         """Export a class whose module not everyone can import: it is imported when it is first asked for.
 
         Raises:
-            RefusedError: the package has a ``__getattr__`` of its own, or something else of that name.
+            CouldNotError: the package has a ``__getattr__`` of its own, or something else of that name.
         """
         known = self.binds(name) or self.binds("__getattr__")
         if known is not None:
-            raise RefusedError(
+            raise CouldNotError(
                 f"{self.document.place(known)} stands where {self.package} would export {name} lazily. "
                 "Add the export there by hand, and list its module in optional_modules for now."
             )

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from contracts._writing import CouldNotError
 from contracts.fix._document import Document, apply
-from contracts.fix._errors import RefusedError
 from contracts.fix._imports import Binding, ImportEditor
 from contracts.fix._moves import Moves
 from contracts.fix._units import Unit, defining, module_names, units
@@ -41,7 +41,7 @@ class Split:
         used_elsewhere: the names of this module that other files name.
 
     Raises:
-        RefusedError: a class cannot be taken out of where it is.
+        CouldNotError: a class cannot be taken out of where it is.
         SourceError: the module cannot be read.
     """
 
@@ -77,11 +77,11 @@ class Split:
         found = defining(self._units, name)
         place = f"{self._document.path}:{found[0].statement.lineno if found else 1}"
         if len(found) != 1:
-            raise RefusedError(
+            raise CouldNotError(
                 f"{place} {name} is bound {len(found)} times in {self.module}. Give each its own name first."
             )
         if not isinstance(found[0].statement, ast.ClassDef):
-            raise RefusedError(
+            raise CouldNotError(
                 f"{place} {name} is defined inside another statement. Move it to the top level of {self.module} first."
             )
         return found[0]

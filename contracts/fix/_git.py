@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 
-from contracts.fix._errors import RefusedError
+from contracts._writing import CouldNotError
 
 
 def git(top: str, *arguments: str) -> str:
     """What a git command prints.
 
     Raises:
-        RefusedError: it failed; says what git said.
+        CouldNotError: it failed; says what git said.
     """
     done = subprocess.run(  # noqa: S603  git, with paths of our own
         ["git", "-C", top, *arguments],  # noqa: S607  wherever it is installed
@@ -21,7 +21,7 @@ def git(top: str, *arguments: str) -> str:
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
-        raise RefusedError(f"git {arguments[0]} failed: {said}. Nothing was changed.")
+        raise CouldNotError(f"git {arguments[0]} failed: {said}. Nothing was changed.")
     return done.stdout.decode("utf-8", "surrogateescape")
 
 
@@ -48,16 +48,16 @@ def refuse_unsafe(top: str, *, with_git: bool) -> None:
     """Refuse to change what git could not bring back.
 
     Raises:
-        RefusedError: there is no git, or the work tree has changes of its own.
+        CouldNotError: there is no git, or the work tree has changes of its own.
     """
     if not with_git:
-        raise RefusedError(
+        raise CouldNotError(
             f"{top} is no git repository, so nothing could bring back what is changed. "
             "Pass --allow-dirty to change it all the same."
         )
     changed = git(top, "status", "--porcelain", "--untracked-files=no").splitlines()
     if changed:
-        raise RefusedError(
+        raise CouldNotError(
             f"The work tree has uncommitted changes ({changed[0][3:]}, {len(changed)} in all). Commit them, or pass "
             "--allow-dirty."
         )

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import libcst as cst
 
+from contracts._writing import CouldNotError
 from contracts.fix._document import Document
-from contracts.fix._errors import RefusedError
 
 _SPACE = r"(?:[ \t\f]|\\\r?\n)*"
 _FROM = re.compile(rf"from(?P<gap>{_SPACE})(?P<module>\.[.\s]*[\w.]*|[\w.]+?){_SPACE}(?=import\b)")
@@ -44,7 +44,7 @@ def line_length(folder: str) -> int:
     except FileNotFoundError:
         return 88
     except tomllib.TOMLDecodeError as error:
-        raise RefusedError(f"pyproject.toml cannot be read: {error}.") from error
+        raise CouldNotError(f"pyproject.toml cannot be read: {error}.") from error
     found = tools.get("ruff", {}).get("line-length") or tools.get("black", {}).get("line-length")
     return found if isinstance(found, int) else 88
 
@@ -85,7 +85,7 @@ def set_source(document: Document, node: ast.ImportFrom, module: str) -> None:
     match = _FROM.match(document.text, start)
     spelled = "." * node.level + (node.module or "")
     if match is None or re.sub(r"\s", "", match["module"]) != spelled:
-        raise RefusedError(f"{document.place(node)} is spelled in an unusual way. Change this import by hand.")
+        raise CouldNotError(f"{document.place(node)} is spelled in an unusual way. Change this import by hand.")
     gap = "" if match["gap"] or module.startswith(".") else " "
     begin, end = match.span("module")
     # `from .import x` needs no space before `import`; `from a import x` does.
@@ -110,7 +110,7 @@ def without(document: Document, node: _Import, dropped: Collection[ast.alias]) -
     statement = cst.parse_statement(document.source(node))
     line = cst.ensure_type(statement, cst.SimpleStatementLine).body[0]
     if not isinstance(line, cst.Import | cst.ImportFrom) or isinstance(line.names, cst.ImportStar):
-        raise RefusedError(f"{document.place(node)} is spelled in an unusual way. Change this import by hand.")
+        raise CouldNotError(f"{document.place(node)} is spelled in an unusual way. Change this import by hand.")
     pairs = list(zip(line.names, node.names, strict=True))
     kept = [alias for alias, known in pairs if known not in dropped]
     last = line.names[-1]
@@ -232,7 +232,7 @@ class ImportEditor:
         elif alone:
             self._removed |= {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
         else:
-            raise RefusedError(
+            raise CouldNotError(
                 f"{self.document.place(node)} holds two statements. Write each on a line of its own first."
             )
 

@@ -14,13 +14,13 @@ from typing import cast
 from importlinter.domain.imports import ModuleExpression
 
 from contracts._base import is_under, listed, matching_modules
+from contracts._writing import CouldNotError
 from contracts.complete_exports import CompleteExportsContract, OptionalModule
 from contracts.fix import _naming
 from contracts.fix._changes import Changes
 from contracts.fix._configured import Configured
 from contracts.fix._cycles import Imports
 from contracts.fix._document import Document
-from contracts.fix._errors import RefusedError
 from contracts.fix._exports import Exporter
 from contracts.fix._extract import Part, Split
 from contracts.fix._imports import ImportEditor, line_length
@@ -89,7 +89,7 @@ class Planner:
         """Plan all changes.
 
         Raises:
-            RefusedError: one of them would go wrong.
+            CouldNotError: one of them would go wrong.
             SourceError: a file that matters cannot be read.
         """
         moves = [move for contract in self._configured.contracts for move in self._misplaced(contract)]
@@ -120,7 +120,7 @@ class Planner:
         nearest = [m for m in tops if shared[m] == max(shared.values())]
         where = f"{definition.path}:{definition.line} {definition.name}"
         if len(nearest) > 1:
-            raise RefusedError(f"{where} may live in {listed(nearest)}. Say where with --to.")
+            raise CouldNotError(f"{where} may live in {listed(nearest)}. Say where with --to.")
         return nearest[0]
 
     # Moving
@@ -138,7 +138,7 @@ class Planner:
         }
         references, problems = find_references(self._index, names, self._outside)
         if problems:
-            raise RefusedError("\n".join(f"{p.path}:{p.line} {p.reason}" for p in problems))
+            raise CouldNotError("\n".join(f"{p.path}:{p.line} {p.reason}" for p in problems))
         used = {reference.path for reference in references if reference.form != "string"}
         splits: list[Split] = []
         for module, group in sorted(by_module.items()):
@@ -196,7 +196,7 @@ class Planner:
             if self._to is not None:
                 return package
             where = f"{move.definition.path}:{move.definition.line} {move.definition.name}"
-            raise RefusedError(
+            raise CouldNotError(
                 f"{where} belongs in {package}, which is no package with an __init__.py. Say where with --to."
             )
         if whole:
@@ -216,18 +216,18 @@ class Planner:
         """The path of a new module's file.
 
         Raises:
-            RefusedError: there is such a module, or another class goes there.
+            CouldNotError: there is such a module, or another class goes there.
         """
         where = f"{definition.path}:{definition.line} {definition.name}"
         if any(known == module or known.startswith(f"{module}.") for known in self._files):
-            raise RefusedError(f"{where} would go to {module}, which exists already. Name another module with --to.")
+            raise CouldNotError(f"{where} would go to {module}, which exists already. Name another module with --to.")
         if module in self.plan.moves.modules.values():
-            raise RefusedError(
+            raise CouldNotError(
                 f"{where} would go to {module}, and so would another. Name a module for one of them with --to."
             )
         package = module.rpartition(".")[0]
         if package not in self._files:
-            raise RefusedError(f"{where} would go to {module}, but there is no package {package}. Make it first.")
+            raise CouldNotError(f"{where} would go to {module}, but there is no package {package}. Make it first.")
         path = os.path.join(os.path.dirname(self._files[package].path), f"{module.rpartition('.')[2]}.py")
         self._new_modules[path] = module
         return path
@@ -373,13 +373,13 @@ class Planner:
                 return ast.parse(content, path)
         except SyntaxError as error:
             shown = self.plan.changes.show(path)
-            raise RefusedError(f"{shown}:{error.lineno} would not parse: {error.msg}. Move this by hand.") from error
+            raise CouldNotError(f"{shown}:{error.lineno} would not parse: {error.msg}. Move this by hand.") from error
 
     def _refuse_cycles(self, trees: Mapping[str, ast.Module]) -> None:
         """Refuse imports that would run in a circle where they did not.
 
         Raises:
-            RefusedError: there would be such a cycle; names it.
+            CouldNotError: there would be such a cycle; names it.
         """
         moves, changes = self.plan.moves, self.plan.changes
         packages = {module for module, file in self._files.items() if file.is_package}
@@ -396,14 +396,14 @@ class Planner:
         imports = Imports(self._configured.graph, lines, before, after, packages, gone)
         cycle = imports.new_cycle(lambda module: moves.modules.get(module, module))
         if cycle:
-            raise RefusedError(
+            raise CouldNotError(
                 f"The move would make an import cycle: {' -> '.join(cycle)}. "
                 "Break it first: move what both ends need to a module of its own."
             )
 
     def _inside(self, path: str) -> None:
         if os.path.commonpath([self._top, os.path.realpath(path)]) != self._top:
-            raise RefusedError(f"{relative_path(path)}:1 lies outside {self._top}, so it is not changed.")
+            raise CouldNotError(f"{relative_path(path)}:1 lies outside {self._top}, so it is not changed.")
 
 
 def _common_parts(first: str, second: str) -> int:

@@ -64,7 +64,7 @@ def units(document: Document) -> tuple[int, list[Unit]]:
     """How many lines of comments head a module, and its statements.
 
     Raises:
-        RefusedError: two statements share a line.
+        CouldNotError: two statements share a line.
     """
     header = 0
     while header < len(document.lines) and document.lines[header].startswith("#"):
