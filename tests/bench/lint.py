@@ -1,13 +1,14 @@
 """What our contracts add to lint-imports, as ratios against as many built-in contracts in the same run.
 
-    python -m tests.bench.lint TREE                    the vLLM preset on an unpacked release or a checkout
-    python -m tests.bench.lint TREE --config FILE      another configuration
-    python -m tests.bench.lint --synthetic 1000,50000  growth on generated packages
+    python -m tests.bench.lint TREE                  all of it, on an unpacked vLLM release or a checkout
+    python -m tests.bench.lint TREE --config FILE    another configuration than the vLLM preset
+    python -m tests.bench.lint --sizes 1000,50000    the growth alone, on generated packages
 
-Whole processes are timed from outside, in turn (ours, theirs, ours, theirs ...), each pair under one state of
-the machine; the medians and the median of the pairwise ratios are printed. The rival is the cheapest
-built-in contract type, ``protected``, in a form that is always kept. *Cold* runs begin with an empty cache
-folder; *warm* runs with what the run before left there.
+It prints Markdown. Whole processes are timed from outside, in turn (ours, theirs, ours, theirs ...), each pair
+under one state of the machine; the medians and the median of the pairwise ratios are printed. The rival is the
+cheapest built-in contract type, ``protected``, in a form that is always kept. *Cold* runs begin with an empty
+cache folder; *warm* runs with what the run before left there. Processor time is the steadier measure on a machine
+that does other things, too.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ import argparse
 import configparser
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import contracts
+from contracts.presets import preset_path
+from tests.bench.names import common_names
+from tests.bench.synthetic import synthesize
 
-PRESET = Path(contracts.__file__).parent / "presets" / "vllm.ini"
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
+SIZES = "1000,10000,50000"
+BASES = "vllm.v1.attention.backend.AttentionBackend,vllm.model_executor.custom_op.CustomOp"
 
 
 @dataclass
@@ -41,10 +48,33 @@ class Run:
     memory: float
 
 
+@dataclass
+class Pairs:
+    """Runs of ours and of the rival, in turn."""
+
+    ours: list[Run]
+    theirs: list[Run]
+
+    def median(self, side: str, measure: str) -> float:
+        """The median of a measure ("wall", "cpu", "memory") on one side ("ours", "theirs")."""
+        return statistics.median(getattr(run, measure) for run in getattr(self, side))
+
+    def ratio(self, measure: str) -> float:
+        """The median of the ratios, pair by pair."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(getattr(ours, measure) / getattr(theirs, measure) for ours, theirs in pairs)
+
+    def added(self, measure: str) -> float:
+        """The median of the differences, pair by pair."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(getattr(ours, measure) - getattr(theirs, measure) for ours, theirs in pairs)
+
+
 def run(tree: Path, config: Path, cache: Path) -> Run:
     """Time one lint-imports; whether the contracts are kept does not matter here, only that they ran."""
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(Path(contracts.__file__).parent.parent)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     process = subprocess.Popen(
         [LINT_IMPORTS, "--no-logo", "--config", config, "--cache-dir", cache],
         cwd=tree,
@@ -57,7 +87,7 @@ def run(tree: Path, config: Path, cache: Path) -> Run:
     _, _, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = 0
-    if "Contracts: " not in printed or "Could not check" in printed:
+    if "Contracts: " not in printed or "ould not check" in printed:
         sys.exit(f"lint-imports --config {config} in {tree} did not check its contracts:\n{printed}")
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
@@ -82,9 +112,9 @@ def rival(config: Path, folder: Path) -> Path:
     return path
 
 
-def compare(tree: Path, config: Path, runs: int) -> dict[str, tuple[list[Run], list[Run]]]:
-    """Pairs of runs (ours, theirs) by state."""
-    results: dict[str, tuple[list[Run], list[Run]]] = {}
+def compare(tree: Path, config: Path, runs: int) -> dict[str, Pairs]:
+    """Pairs of runs by state."""
+    results: dict[str, Pairs] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         other = rival(config, folder)
@@ -92,89 +122,102 @@ def compare(tree: Path, config: Path, runs: int) -> dict[str, tuple[list[Run], l
         run(tree, config, folder / "warm-up")  # the files into the page cache, the bytecode compiled
         time.sleep(2.5)  # a file younger than two seconds is never trusted by its time stamps
         for state in ("cold", "warm"):
-            ours: list[Run] = []
-            theirs: list[Run] = []
+            pairs = results[state] = Pairs([], [])
             for _ in range(runs):
-                for path, into in ((config, ours), (other, theirs)):
+                for path, into in ((config, pairs.ours), (other, pairs.theirs)):
                     if state == "cold":
                         shutil.rmtree(caches[path], ignore_errors=True)
                     into.append(run(tree, path, caches[path]))
-            results[state] = (ours, theirs)
     return results
 
 
-def table(title: str, results: dict[str, tuple[list[Run], list[Run]]]) -> None:
-    """Print one comparison."""
-    print(f"\n{title}")
-    print(f"{'':8}{'ours s':>9}{'theirs s':>10}{'ratio':>8}{'cpu ratio':>11}{'ours MiB':>10}{'theirs MiB':>12}")
-    for state, (ours, theirs) in results.items():
-        ratio = statistics.median(a.wall / b.wall for a, b in zip(ours, theirs, strict=True))
-        cpu = statistics.median(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True))
+def preset_table(tree: Path, config: Path, runs: int) -> None:
+    """Print what a configuration costs on a tree."""
+    contracts_in_it = len(re.findall(r"^\[importlinter:contract:", config.read_text(), re.MULTILINE))
+    print(f"\n`{config.name}` ({contracts_in_it} contracts) on {tree.name}, {runs} pairs of runs each:\n")
+    print(
+        "| | ours, s | built-in, s | ratio | ratio of processor time | ours, MiB | built-in, MiB |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for state, pairs in compare(tree, config, runs).items():
         print(
-            f"{state:8}{statistics.median(r.wall for r in ours):9.3f}"
-            f"{statistics.median(r.wall for r in theirs):10.3f}{ratio:8.3f}{cpu:11.3f}"
-            f"{max(r.memory for r in ours):10.1f}{max(r.memory for r in theirs):12.1f}"
+            f"| {state} | {pairs.median('ours', 'wall'):.2f} | {pairs.median('theirs', 'wall'):.2f} "
+            f"| **{pairs.ratio('wall'):.2f}** | {pairs.ratio('cpu'):.2f} "
+            f"| {pairs.median('ours', 'memory'):.0f} | {pairs.median('theirs', 'memory'):.0f} |"
         )
 
 
-def synthesize(folder: Path, modules: int) -> Path:
-    """A package of that many modules: one base with a common name, a hundred scattered subclasses.
+def growth_table(sizes: Sequence[int], runs: int) -> None:
+    """Print what one placement contract adds on generated packages."""
+    print(f"\nWhat one `placement` contract adds on generated packages, {runs} pairs of runs each:\n")
+    print(
+        "| modules | cold, s | built-in cold, s | added per 1,000 modules, ms (processor) | warm, s | built-in warm, s "
+        "| added per 1,000 modules, ms (processor) | ours, MiB | built-in, MiB |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            config = synthesize(Path(name), size)
+            results = compare(Path(name), config, runs)
+        cells = [f"{size:,}"]
+        for pairs in results.values():
+            cells += [f"{pairs.median(side, 'wall'):.2f}" for side in ("ours", "theirs")]
+            cells.append(f"{pairs.added('cpu') * 1e6 / size:.0f}")
+        cold = results["cold"]
+        cells += [f"{cold.median(side, 'memory'):.0f}" for side in ("ours", "theirs")]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
-    Each module imports ten others and defines a class that its own, unrelated ``Base`` is the base of.
-    """
-    package = folder / "synthetic"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "base.py").write_text(
-        "from abc import ABC, abstractmethod\n\n\nclass Base(ABC):\n    @abstractmethod\n    def run(self): ...\n"
+
+def names_table(tree: Path, bases: Sequence[str]) -> None:
+    """Print what bases with common names cost, against what reading the modules that can see them costs."""
+    print(
+        "\nBases with a common name, in processor seconds; *can see* are the modules that import the base's module, "
+        "or that of one of its subclasses. The last column compares the answer with that of a search that parses "
+        "every file of the tree and leaves nothing out:\n"
     )
-    step = max(modules // 100, 1)
-    for number in range(modules):
-        group = package / f"group{number // 100}"
-        if number % 100 == 0:
-            group.mkdir()
-            (group / "__init__.py").write_text("")
-        lines = [
-            f"from synthetic.group{other // 100}.module{other} import helper as helper{other}"
-            for other in {(number * 7 + k * 13) % modules for k in range(10)}
-        ]
-        lines += ["", "def helper(value):", "    return value + 1", ""]
-        if number % step == 0:
-            lines += ["from synthetic.base import Base", "class Implementation(Base):", "    def run(self):"]
-            lines += ["        return helper(1)"]
-        else:
-            lines += ["class Base:", "    pass", "class Other(Base):", "    pass"]
-        lines += [f"def work{k}(a, b):\n    return [a * b + {k} for _ in range({k})]" for k in range(20)]
-        (group / f"module{number}.py").write_text("\n".join(lines) + "\n")
-    config = folder / ".importlinter"
-    config.write_text(
-        "[importlinter]\nroot_package = synthetic\ncontract_types =\n"
-        "    placement: contracts.placement.PlacementContract\n"
-        "[importlinter:contract:placement]\nname = placement\ntype = placement\n"
-        "base_classes = synthetic.base.Base\nallowed_modules = synthetic.*\n"
+    print(
+        "| base | subclasses | modules that can see it | parsed | answer, s | reading and parsing those, s | "
+        "missed, false |\n|---|---|---|---|---|---|---|"
     )
-    return config
+    for row in common_names(tree, bases):
+        print(
+            f"| `{row.base.rpartition('.')[2]}` | {row.found} | {row.seeing} | {row.parsed} | {row.answer:.2f} "
+            f"| {row.reading:.2f} | {row.missed}, {row.false} |",
+            flush=True,
+        )
+
+
+def machine() -> str:
+    """The machine and the versions, in a line."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("import-linter", "grimp"))
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
+        processor = match[1] if match else processor
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{python}, {versions}; {processor}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tree", nargs="?", type=Path, help="a folder that holds the root package")
-    parser.add_argument("--config", type=Path, default=PRESET)
-    parser.add_argument("--runs", type=int, default=9, help="pairs of each state")
-    parser.add_argument("--synthetic", help="numbers of modules, separated by commas")
+    parser.add_argument("--config", type=Path, help="a configuration; the vLLM preset unless told otherwise")
+    parser.add_argument("--runs", type=int, default=9, help="pairs of runs in each state")
+    parser.add_argument("--bases", default=BASES, help="classes of the tree with common names, separated by commas")
+    parser.add_argument("--sizes", default=None, help=f"numbers of modules to generate; {SIZES} unless told otherwise")
     arguments = parser.parse_args()
-    if (arguments.tree is None) == (arguments.synthetic is None):
-        parser.error("give a TREE, or --synthetic SIZES")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("import-linter", "grimp"))
-    print(f"{platform.python_implementation()} {platform.python_version()}, {versions}, {os.cpu_count()} cores")
+    if arguments.tree is None and arguments.sizes is None:
+        parser.error("give a TREE, or --sizes for the growth alone")
+    print(f"{machine()}.")
     if arguments.tree is not None:
-        results = compare(arguments.tree.resolve(), arguments.config.resolve(), arguments.runs)
-        table(f"{arguments.config.name} on {arguments.tree.name}, {arguments.runs} pairs", results)
-        return
-    for size in map(int, arguments.synthetic.split(",")):
-        with tempfile.TemporaryDirectory() as name:
-            config = synthesize(Path(name), size)
-            table(f"{size} modules, {arguments.runs} pairs", compare(Path(name), config, arguments.runs))
+        tree = arguments.tree.resolve()
+        config = (arguments.config or preset_path("vllm")).resolve()
+        preset_table(tree, config, arguments.runs)
+        names_table(tree, [base for base in arguments.bases.split(",") if base])
+    if arguments.sizes != "":
+        sizes = [int(size) for size in (arguments.sizes or SIZES).split(",")]
+        growth_table(sizes, min(arguments.runs, 3))
 
 
 if __name__ == "__main__":
