@@ -75,6 +75,6 @@ def _default() -> str:
     """The file that import-linter takes when it is told none: of its candidates, the first that has options."""
     for reader in settings.USER_OPTION_READERS.values():
         for name in reader.potential_config_filenames:
-            if os.path.isfile(name) and reader._read_config_filename(name):  # noqa: SLF001  it has no other way
+            if os.path.isfile(name) and reader.read_options(config_filename=name):
                 return str(name)
     raise FileNotFoundError("Could not read any configuration.")

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import click
-from importlinter import cli as importlinter_cli
 from importlinter.application import rendering
 from importlinter.application.sentinels import NotSupplied
 
@@ -20,7 +19,9 @@ from contracts._writing import check_folder, write_whole
 
 
 @click.command("lint")
-@importlinter_cli.check_options  # type: ignore[untyped-decorator]  # as import-linter gives it
+@click.argument("config_file", required=False)
+@click.option("--config", default=None, help="The config file to use; or name it without this option.")
+@click.option("--contract", multiple=True, help="Only the contract of this id. May be passed multiple times.")
 @click.option(
     "--format",
     "form",
@@ -30,17 +31,23 @@ from contracts._writing import check_folder, write_whole
     help="What to print: text is what lint-imports prints.",
 )
 @click.option("--output", default=None, metavar="FILE", help="Write it to a file, whole or not at all.")
+@click.option("--cache-dir", default=None, help="The directory to use for caching.")
+@click.option("--no-cache", is_flag=True, help="Disable caching.")
+@click.option("--no-logo", is_flag=True, help="Hide the logo at startup.")
+@click.option("--show-timings", is_flag=True, help="Show how long the graph and each contract took.")
+@click.option("--verbose", is_flag=True, help="Say what is going on.")
+@click.option("--debug", is_flag=True, help="Show where a failure comes from.")
 def command(form: str, output: str | None, **options: Any) -> None:
     """Check that a project adheres to a set of contracts.
 
-    Takes the options of lint-imports. Exits with 0 if all contracts are kept, 1 if one is broken, and 2 if
+    Takes the options of lint-imports, and like that looks for a configuration in setup.cfg, .importlinter and
+    pyproject.toml if it is not told a file. Exits with 0 if all contracts are kept, 1 if one is broken, and 2 if
     something could not be checked.
     """
     if output is not None:
         check_folder("--output", output)
     # As lint-imports does; contracts is loaded already, and no package of that name hides it.
     sys.path.insert(0, os.getcwd())
-    importlinter_cli._configure_logging(options["verbose"])  # noqa: SLF001  it has no other name
     if form == "text":
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed) if output else contextlib.nullcontext():
@@ -83,7 +90,7 @@ def _run(options: dict[str, Any]) -> report.Run:
 
 
 def _lint(options: dict[str, Any]) -> tuple[Any, Any]:
-    configuration = read_configuration(options["config"])
+    configuration = read_configuration(options["config_file"] or options["config"])
     cache_dir = None if options["no_cache"] else options["cache_dir"] or NotSupplied
     done = report.lint(
         configuration,

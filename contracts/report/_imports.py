@@ -7,12 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from grimp import ImportGraph
-from importlinter.contracts._common import format_line_numbers
-from importlinter.contracts.acyclic_siblings import AcyclicSiblingsContract
-from importlinter.contracts.forbidden import ForbiddenContract
-from importlinter.contracts.independence import IndependenceContract
-from importlinter.contracts.layers import LayersContract
-from importlinter.contracts.protected import ProtectedContract
 from importlinter.domain.contract import Contract, ContractCheck
 
 from contracts._findings import Finding
@@ -30,7 +24,7 @@ def findings_of_imports(contract: Contract, check: ContractCheck, graph: ImportG
     A finding is called ``importer -> imported``, as an entry of ``ignore_imports`` is. Of a chain of imports
     it is the first; where several modules begin the chain, there is a finding for each.
     """
-    reader = _READERS.get(type(contract).check)
+    reader = _READERS.get(_kind(contract))
     if reader is None:
         return []
     roots = contract.session_options["root_packages"]
@@ -43,19 +37,30 @@ def findings_of_imports(contract: Contract, check: ContractCheck, graph: ImportG
     return findings
 
 
+def _kind(contract: Contract) -> str:
+    """Which of import-linter's types checks a contract, and so gives its data its shape; empty if none does.
+
+    By name, since not every version has every type.
+    """
+    check = type(contract).check
+    owner = check.__qualname__.removesuffix(".check")
+    within, _, module = check.__module__.rpartition(".")
+    return f"{module}.{owner}" if within == "importlinter.contracts" else ""
+
+
 def put_in_order(contract: Contract, check: ContractCheck) -> None:
     """Sort the chains that some of import-linter's types report in an order that changes from run to run."""
-    kind = type(contract).check
-    if kind is LayersContract.check:
+    kind = _kind(contract)
+    if kind == "layers.LayersContract":
         check.metadata["invalid_dependencies"].sort(key=lambda data: (data["importer"], data["imported"]))
         for data in check.metadata["invalid_dependencies"]:
             data["routes"].sort(key=_route_key)
-    elif kind is IndependenceContract.check:
+    elif kind == "independence.IndependenceContract":
         chains = check.metadata["invalid_chains"]
         chains.sort(key=lambda data: (data["downstream_module"], data["upstream_module"]))
         for data in chains:
             data["chains"].sort(key=_route_key)
-    elif kind is ForbiddenContract.check:
+    elif kind == "forbidden.ForbiddenContract":
         for data in check.metadata["invalid_chains"]:
             data["chains"].sort(key=lambda chain: [(link["importer"], link["imported"]) for link in chain])
 
@@ -102,12 +107,18 @@ def _acyclic(check: ContractCheck, graph: ImportGraph) -> _Found:
             yield link, f"{rule} {_say(link)}"
 
 
-_READERS: dict[Any, Callable[[ContractCheck, ImportGraph], _Found]] = {
-    LayersContract.check: _layers,
-    IndependenceContract.check: _independence,
-    ForbiddenContract.check: _forbidden,
-    ProtectedContract.check: _protected,
-    AcyclicSiblingsContract.check: _acyclic,
+def _private(check: ContractCheck, graph: ImportGraph) -> _Found:
+    for link in check.metadata["illegal_imports"]:
+        yield link, f"{link['imported']} is private to the package it is in: {_say(link)}"
+
+
+_READERS: dict[str, Callable[[ContractCheck, ImportGraph], _Found]] = {
+    "layers.LayersContract": _layers,
+    "independence.IndependenceContract": _independence,
+    "forbidden.ForbiddenContract": _forbidden,
+    "protected.ProtectedContract": _protected,
+    "acyclic_siblings.AcyclicSiblingsContract": _acyclic,
+    "private_modules.PrivateModulesContract": _private,
 }
 
 
@@ -121,7 +132,8 @@ def _route(rule: str, route: dict[str, Any]) -> _Found:
 
 
 def _say(link: Link) -> str:
-    return f"{link['importer']} -> {link['imported']} ({format_line_numbers(link['line_numbers'])})"
+    lines = ", ".join("l.?" if line is None else f"l.{line}" for line in link["line_numbers"])
+    return f"{link['importer']} -> {link['imported']} ({lines})"
 
 
 def _locate(link: Link, message: str, roots: Sequence[str]) -> Finding:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import logging.config
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import importlinter.contracts
 from grimp import ImportGraph
 from importlinter.application import output, use_cases
 from importlinter.application.ports.reporting import Report
 from importlinter.application.sentinels import NotSupplied
+from importlinter.application.user_options import InvalidUserOptions
 from importlinter.domain.contract import Contract, ContractCheck, NoSuchContractType, registry
 
 from contracts._configuration import Configuration, identify
@@ -131,6 +136,7 @@ def lint(
     Raises:
         Exception: what import-linter raises of a configuration that it cannot use.
     """
+    _log(verbose=verbose)
     register(configuration)
     report = use_cases.create_report(configuration.options, limit_to, cache_dir, show_timings, verbose)
     for contract, check in report.get_contracts_and_checks():
@@ -138,14 +144,39 @@ def lint(
     return report
 
 
+def _log(*, verbose: bool) -> None:
+    """Have grimp and import-linter say what lint-imports has them say."""
+    names = ("importlinter", "grimp", "_rustgrimp")
+    level = "INFO" if verbose else "WARNING"
+    handler = {"class": "logging.StreamHandler", "level": level, "stream": "ext://sys.stdout"}
+    loggers = {name: {"level": "INFO", "handlers": ["console"]} for name in names}
+    logging.config.dictConfig({"version": 1, "handlers": {"console": handler}, "loggers": loggers})
+
+
 def register(configuration: Configuration) -> None:
-    """Make the configuration's contract types known.
+    """Make import-linter's contract types and the configuration's own known.
 
     Raises:
-        Exception: there are no contracts, or their types cannot be loaded.
+        InvalidUserOptions: there are no contracts.
+        Exception: a type of the configuration cannot be loaded.
     """
-    use_cases._validate_contracts_present(configuration.options)  # noqa: SLF001  lint-imports calls these two,
-    use_cases._register_contract_types(configuration.options)  # noqa: SLF001  which have no other names
+    if not configuration.options.contracts_options:
+        raise InvalidUserOptions(f"No contracts found in {configuration.path}. Write one, or name another file.")
+    for module in pkgutil.iter_modules(importlinter.contracts.__path__):
+        if not module.name.startswith("_"):
+            loaded = importlib.import_module(f"importlinter.contracts.{module.name}")
+            for kind in vars(loaded).values():
+                if isinstance(kind, type) and issubclass(kind, Contract) and kind.__module__ == loaded.__name__:
+                    registry.register(kind, getattr(kind, "type_name"))  # noqa: B009  each has one, but not their base
+    for row in configuration.options.session_options.get("contract_types", ()):
+        name, found, path = row.partition(": ")
+        module_name, _, class_name = path.strip().rpartition(".")
+        if not found or not module_name:
+            raise InvalidUserOptions(f"contract_types: '{row}' is no contract type. Write 'name: module.Class'.")
+        kind = getattr(importlib.import_module(module_name), class_name)
+        if not issubclass(kind, Contract):
+            raise InvalidUserOptions(f"contract_types: {path} is no subclass of importlinter.Contract.")
+        registry.register(kind, name)
 
 
 def contract_class(name: str) -> type[Contract]:
