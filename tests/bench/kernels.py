@@ -256,6 +256,37 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def goals(rows: list[Row]) -> str:
+    """Tell which of the goals for unquantized steps are met, each with its worst number."""
+    plain = [row for row in rows if row.scheme == "none" and row.experts == 256 and row.local == 32]
+    over_floor = {row.step: row.graph_over_floor for row in plain if row.tokens == 4096}
+    few_tokens = {f"{row.step} of {row.tokens}": row.graph_us for row in plain if row.tokens in {64, 256}}
+    against_vllm = {
+        f"{row.step} of {row.tokens}, {row.local} local experts": row.vllm_newest_us / row.eager_us
+        for row in rows
+        if row.vllm_newest_us is not None
+    }
+    slowest_at_4096 = max(over_floor, key=over_floor.__getitem__)
+    slowest_of_few = max(few_tokens, key=few_tokens.__getitem__)
+    nearest = min(against_vllm, key=against_vllm.__getitem__)
+    checked = [
+        (
+            over_floor[slowest_at_4096] <= 1.5,
+            f"4096 tokens, replayed: at most 1.5 x the floor; {over_floor[slowest_at_4096]:.2f} x "
+            f"({slowest_at_4096})",
+        ),
+        (
+            few_tokens[slowest_of_few] <= 10,
+            f"64 and 256 tokens, replayed: at most 10 us; {few_tokens[slowest_of_few]:.2f} us ({slowest_of_few})",
+        ),
+        (
+            against_vllm[nearest] >= 6,
+            f"eager: at most 1/6 of vLLM's newest; 1/{against_vllm[nearest]:.1f} ({nearest})",
+        ),
+    ]
+    return "\n".join(f"- {'met' if met else 'MISSED'}: {text}" for met, text in checked)
+
+
 def plot(path: Path, rows: list[Row], title: str) -> None:
     """Time against tokens, replayed, with the floor drawn in."""
     import matplotlib as mpl
@@ -305,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument(
-        "--plot", type=Path, help="measure a sweep over tokens too, and draw it into this PNG (CUDA)"
+        "--plot", type=Path, help="measure a sweep over tokens too, and draw it into this PNG (CUDA; needs matplotlib)"
     )
     options = parser.parse_args(arguments)
     report: dict[str, object] = {
@@ -345,6 +376,10 @@ def main(arguments: list[str] | None = None) -> None:
             table(rows),
             "",
             GRAPH_NOTE,
+            "",
+            "Goals, unquantized, each with the worst of its numbers:",
+            "",
+            goals(rows),
         ]
     text = "\n".join(lines)
     print(text, flush=True)
