@@ -165,11 +165,11 @@ def _wait_for(children: Sequence[BaseProcess], seconds: float) -> None:
     """Wait until all have ended; once one has failed, only for as long as its absence takes to be noticed."""
     deadline: float | None = None
     while waiting := [child.sentinel for child in children if child.exitcode is None]:
+        if deadline is None and any(child.exitcode not in {None, RIGHT, WRONG} for child in children):
+            deadline = time.monotonic() + 2 * seconds
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not wait(waiting, left):
             return
-        if deadline is None and any(child.exitcode not in {None, RIGHT, WRONG} for child in children):
-            deadline = time.monotonic() + 2 * seconds
 
 
 def run_under_torchrun(options: Options, settings: Settings) -> int:
