@@ -29,7 +29,7 @@ def _group(place: Place, layer: Layer, name: str) -> Any:
     """A group for a backend; with a vendor's library one is used again, since its memory is not made in no time."""
     transports = importlib.import_module("vllm_moe.transports")
     if place.transport == "vendor":
-        key = (name, layer.hidden, layer.topk, layer.num_experts, layer.max_num_tokens, layer.dtype)
+        key = (name, layer.hidden, layer.num_experts, layer.max_num_tokens)
         if _VENDOR_GROUPS.key == key:
             return _VENDOR_GROUPS.group
         if _VENDOR_GROUPS.group is not None:

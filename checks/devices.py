@@ -158,6 +158,6 @@ def graph_replay_equals_eager(bench: Bench, case: Case) -> None:
     trip.fused = fused
     graph.replay()
     torch.cuda.synchronize()
-    trip.on_cpu = changed.on_cpu
+    trip.on_cpu, trip.case = changed.on_cpu, changed.case
     problem = trip.problem("the replayed output")
     bench.same_on_all(problem)

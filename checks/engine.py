@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from checks._package import DEFAULT_PACKAGE
 from checks._registry import CHECKS, Check
 from checks._rows import Backend, Place
 from checks.bench import Bench
@@ -197,7 +198,9 @@ def _run_drawn(run: Callable[[Case], None], row: Backend, check: Check, world: W
 
 def _command(row: Backend, check: Check, world: World, seed: int) -> str:
     options = [f"--backend {row.name}", f"--world-size {world.size}", f"--seed {seed}"]
-    if world.kind == "processes":
+    if row.fused_moe != DEFAULT_PACKAGE:
+        options.append(f"--fused-moe {row.fused_moe}")
+    if world.kind == "processes" and not check.instrumented:
         options.append("--worlds processes")
     if world.device != "cpu":
         options.append(f"--device {world.device}")
