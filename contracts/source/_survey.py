@@ -26,6 +26,7 @@ class Survey:
             for top in sorted({b"import %b." % root.partition(".")[0].encode() for root in tree.roots})
         ]
         self._texts: dict[str, Text] = {}
+        self._holders: dict[bytes, list[tuple[str, bytes]]] = {}
         self.errors: dict[str, SourceError] = {}
 
     def text_of(self, file: SourceFile) -> Text:
@@ -51,17 +52,26 @@ class Survey:
     @cached_property
     def roaming(self) -> frozenset[str]:
         """The modules that may reach others that the import graph does not connect them to."""
-        return frozenset(module for module in self._files if self._roams(self.text(module).source))
+        # Searched for what both have in common first, since few files hold even that.
+        computing = [
+            module for module, source in self._holding(b"import_") if any(word in source for word in _COMPUTED_IMPORTS)
+        ]
+        computing += [module for module, _ in self._holding(b"sys.modules")]
+        for start, pattern in self._binding_top:
+            computing += [module for module, source in self._holding(start) if pattern.search(source)]
+        return frozenset(computing)
 
     @cached_property
     def with_dynamic_bases(self) -> tuple[str, ...]:
         """The modules with a class whose bases are starred or made by a call."""
-        return tuple(module for module in self._files if self.text(module).has_dynamic_bases())
+        return tuple(module for module, _ in self._sources if self.text(module).has_dynamic_bases())
 
-    def _roams(self, source: bytes) -> bool:
-        # One search for what both have in common, since few files hold even that.
-        if b"import_" in source and any(word in source for word in _COMPUTED_IMPORTS):
-            return True
-        if b"sys.modules" in source:
-            return True
-        return any(start in source and pattern.search(source) for start, pattern in self._binding_top)
+    @cached_property
+    def _sources(self) -> list[tuple[str, bytes]]:
+        return [(module, self.text_of(file).source) for module, file in self._files.items()]
+
+    def _holding(self, word: bytes) -> list[tuple[str, bytes]]:
+        """The modules whose source holds ``word``, and their sources."""
+        if word not in self._holders:
+            self._holders[word] = [(module, source) for module, source in self._sources if word in source]
+        return self._holders[word]

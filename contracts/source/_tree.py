@@ -48,21 +48,27 @@ class SourceFile:
     its path spells); ``size`` is what the file is expected to hold, in bytes.
     """
 
-    __slots__ = ("__dict__", "is_package", "module", "path", "size")
+    __slots__ = ("__dict__", "_content", "is_package", "module", "path", "size")
 
     def __init__(self, path: str, module: str, is_package: bool, size: int = 1 << 16) -> None:
         self.path = path
         self.module = module
         self.is_package = is_package
         self.size = size
+        self._content: bytes | None = None
 
-    @cached_property
+    @property
     def content(self) -> bytes:
         """The file's bytes, read once.
 
         Raises:
             SourceError: it cannot be read.
         """
+        if self._content is None:  # a cached_property takes a lock, on trees of thousands of files
+            self._content = self._read()
+        return self._content
+
+    def _read(self) -> bytes:
         try:
             # Unbuffered, and one read where the size is right: open() takes four times as long.
             descriptor = os.open(self.path, os.O_RDONLY)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import grimp
+
+from contracts.source import Cache, Index, _summary
 
 _BASE = """\
 from abc import ABC, abstractmethod
@@ -28,27 +38,12 @@ class Base:
 class Other(Base):
     pass
 """
-_CONFIGURATION = """\
-[importlinter]
-root_package = synthetic
-contract_types =
-    placement: contracts.placement.PlacementContract
-
-[importlinter:contract:placement]
-name = placement
-type = placement
-base_classes = synthetic.base.Base
-allowed_modules = synthetic.*
-"""
 
 
-def synthesize(folder: Path, modules: int) -> Path:
+def synthesize(folder: Path, modules: int) -> None:
     """Write a package of that many modules: one base with a common name, a hundred scattered subclasses.
 
     Each module imports ten others, and each but the hundred defines a class whose base is a ``Base`` of its own.
-
-    Returns:
-        The configuration of a contract about it.
     """
     package = folder / "synthetic"
     package.mkdir(parents=True)
@@ -68,6 +63,54 @@ def synthesize(folder: Path, modules: int) -> Path:
         parts.append(_SUBCLASS if number % step == 0 else _NAMESAKE)
         parts += [f"\n\ndef work{k}(a, b):\n    return [a * b + {k} for _ in range({k})]\n" for k in range(20)]
         (group / f"module{number}.py").write_text("".join(parts))
-    config = folder / ".importlinter"
-    config.write_text(_CONFIGURATION)
-    return config
+
+
+@dataclass
+class Growth:
+    """What a search costs: processor time in ms (the import graph in s), and how many files it parses."""
+
+    graph: float
+    cold: float
+    edited: float
+    warm: float
+    parsed_cold: int
+    parsed_edited: int
+
+
+def growth(folder: Path) -> Growth:
+    """Search a generated package with nothing remembered, after one edit, and with nothing changed."""
+    before, path = Path.cwd(), [*sys.path]
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        started = time.process_time()
+        graph = grimp.build_graph("synthetic", cache_dir=None)
+        graph_s = time.process_time() - started
+        time.sleep(2.5)  # a file younger than two seconds is never trusted by its time stamps
+        cold, parsed_cold = _search(graph)
+        warm = min(_search(graph)[0] for _ in range(3))
+        edited = folder / "synthetic" / "group0" / "module0.py"
+        edited.write_text(edited.read_text() + "# edited\n")
+        time.sleep(2.5)
+        again, parsed_edited = _search(graph)
+    finally:
+        os.chdir(before)
+        sys.path[:] = path
+    return Growth(graph_s, cold, again, warm, parsed_cold, parsed_edited)
+
+
+def _search(graph: grimp.ImportGraph) -> tuple[float, int]:
+    parsed = 0
+    parse = _summary.parse
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return parse(*arguments, **options)
+
+    with mock.patch.object(_summary, "parse", counted):
+        started = time.process_time()
+        answer = Index(["synthetic"], Cache("cache", [])).subclasses(["synthetic.base.Base"], graph)
+        taken = time.process_time() - started
+    assert len(answer.found) == 100, len(answer.found)
+    return taken * 1000, parsed
