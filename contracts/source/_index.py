@@ -16,6 +16,7 @@ from contracts.source._tree import SourceFile, Tree, relative_path
 # What parses and resolves is imported where it is used: a warm run, in which every answer is remembered,
 # never gets there, and would spend more time on importing it than on all the rest.
 if TYPE_CHECKING:
+    import ast
     import re
 
     from contracts.source._hierarchy import Hierarchy
@@ -41,6 +42,7 @@ class Index:
         self._cache = cache
         cache.open(self.tree)
         self._summaries: dict[tuple[str, bool], Summary] = {}
+        self._trees: dict[str, ast.Module] = {}
         self.errors: dict[str, SourceError] = {}
 
     @cached_property
@@ -149,6 +151,18 @@ class Index:
 
                 self._summaries[key] = Summary()
         return self._summaries[key]
+
+    def syntax_tree(self, module: str) -> ast.Module:
+        """A module's whole syntax tree, parsed once for all contracts of a run.
+
+        Raises:
+            SourceError: it cannot be read, decoded or parsed.
+        """
+        if module not in self._trees:
+            from contracts.source._summary import parse  # noqa: PLC0415  see above
+
+            self._trees[module] = parse(self.tree.files[module])
+        return self._trees[module]
 
     def summarize_file(self, file: SourceFile, *, deep: bool = False) -> Summary:
         """What a file says, from the cache where its content was read before.

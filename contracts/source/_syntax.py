@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from contracts.source._answer import Problem
 from contracts.source._errors import SourceError
 from contracts.source._resolve import ClassValue, FunctionValue
-from contracts.source._summary import Summary, parse
+from contracts.source._summary import Summary
 from contracts.source._tree import SourceFile, relative_path
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ class Syntax:
     def module(self, name: str) -> ast.Module:
         """A module's tree."""
         if name not in self._trees:
-            file = self.file(name)
             try:
-                self._trees[name] = parse(file)
+                self._trees[name] = self.index.syntax_tree(name)
             except SourceError as error:
                 self.problems.add(Problem.of(error))
                 self._trees[name] = ast.Module([], [])
