@@ -99,20 +99,36 @@ def test_hooks_where_everything_is_installed(small, tmp_path):
     red_then_green(scratch, LINES)
 
 
+def copy_of_this_repository(folder: Path, home: Path) -> Scratch:
+    """What is packaged, and the configurations, under git."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", *(path.name for path in REPOSITORY.glob(".*[a-z]"))):
+        if (REPOSITORY / name).is_file() and name != ".git":
+            shutil.copy(REPOSITORY / name, folder)
+    for name in ("contracts", "checks", "vllm_moe"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    scratch = Scratch(Project(folder), home)
+    worked, text = scratch.commit()
+    assert worked, text
+    return scratch
+
+
+@pytest.mark.slow
+def test_this_repository_itself(tmp_path_factory):
+    """Its own configuration of pre-commit passes, and runs the hook."""
+    scratch = copy_of_this_repository(tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("home"))
+    done = scratch.project.run([script("pre-commit"), "run", "-a"], env={"PRE_COMMIT_HOME": str(scratch.home)})
+    assert done.returncode == 0, done.stdout
+    assert "lint-imports.............................................................Passed" in done.stdout
+
+
 @pytest.mark.slow
 def test_hooks_of_this_repository(small, tmp_path_factory):
     """As another repository uses them: pre-commit clones this one, at a commit, and installs it with pip."""
-    ours = Project(tmp_path_factory.mktemp("hooks"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".pre-commit-hooks.yaml"):
-        shutil.copy(REPOSITORY / name, ours.folder)
-    for name in ("contracts", "checks", "vllm_moe"):
-        shutil.copytree(REPOSITORY / name, ours.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     home = tmp_path_factory.mktemp("home")
-    source = Scratch(ours, home)
-    assert source.commit()[0]
+    source = copy_of_this_repository(tmp_path_factory.mktemp("hooks"), home)
     revision = source.git("rev-parse", "HEAD").stdout.strip()
     ids = "".join(f"      - id: {hook['id']}\n" for hook in HOOKS)
     scratch = Scratch(small, home)
     (small.folder / ".gitignore").write_text(".import_linter_cache/\n")
-    scratch.install(f"repos:\n  - repo: {ours.folder}\n    rev: {revision}\n    hooks:\n{ids}")
+    scratch.install(f"repos:\n  - repo: {source.project.folder}\n    rev: {revision}\n    hooks:\n{ids}")
     red_then_green(scratch, LINES)
