@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
-_NAMES_ONLY = bytes(byte if byte in _WORD else ord(" ") for byte in range(256))
+NAMES_ONLY = bytes(byte if byte in _WORD else ord(" ") for byte in range(256))
 # Of so many names that are looked for in one file, splitting it into names is cheaper than the searches.
 _OFTEN = 64
 # A pattern that begins with a literal is searched for at memory speed, and one that begins with ^ twenty times
@@ -121,7 +121,7 @@ class Text:
         for begin, keyword, end in self._imports:
             part = self.source[keyword + 6 : end]
             brought.append(_ABOVE.sub(b"", part) if begin == keyword else part)
-        return frozenset(b" ".join(brought).translate(_NAMES_ONLY).split())
+        return frozenset(b" ".join(brought).translate(NAMES_ONLY).split())
 
     @cached_property
     def creates_locally(self) -> bool:
@@ -148,7 +148,7 @@ class Text:
 
     @cached_property
     def _words(self) -> frozenset[bytes]:
-        return frozenset(self.source.translate(_NAMES_ONLY).split())
+        return frozenset(self.source.translate(NAMES_ONLY).split())
 
     def occurrences(self, word: bytes) -> Iterator[int]:
         """Where ``word`` occurs as a whole name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.source._resolve import ClassValue, FunctionValue, Resolver, Unknown
+from contracts.source._resolve import ClassValue, External, FunctionValue, Resolver, Unknown, Value
 
 
 class Hierarchy:
@@ -21,18 +21,28 @@ class Hierarchy:
 
         ``seen`` keeps what was found for these targets before.
         """
-        if value in seen:
-            return seen[value]
-        seen[value] = None
-        for options in self._resolver.bases(value):
-            for base in sorted(option for option in options if isinstance(option, ClassValue)):
-                if base in targets:
-                    seen[value] = (base,)
-                    return (base,)
-                above = self.chain(base, targets, seen)
-                if above is not None:
-                    seen[value] = (base, *above)
-                    return (base, *above)
+        if value not in seen:
+            seen[value] = self._shortest(value, targets)
+        return seen[value]
+
+    def _shortest(self, value: ClassValue, targets: frozenset[ClassValue]) -> tuple[ClassValue, ...] | None:
+        below: dict[ClassValue, ClassValue] = {}
+        level = [value]
+        while level:
+            above: list[ClassValue] = []
+            for item in level:
+                for options in self._resolver.bases(item):
+                    for base in sorted(option for option in options if isinstance(option, ClassValue)):
+                        if base in targets:
+                            chain = [base]
+                            while item != value:
+                                chain.append(item)
+                                item = below[item]  # noqa: PLW2901  back down to the class
+                            return tuple(reversed(chain))
+                        if base != value and base not in below:
+                            below[base] = item
+                            above.append(base)
+            level = above
         return None
 
     def unknowns(self, value: ClassValue) -> set[Unknown]:
@@ -60,6 +70,8 @@ class Hierarchy:
         ):
             return True
         order = self._linearize(value, set())
+        if not any(self._may_be_abc(ancestor) for ancestor in order):
+            return False  # the decorators alone keep nobody from making objects
         settled: set[str] = set()
         for ancestor in order:
             if ancestor is None:
@@ -70,6 +82,26 @@ class Hierarchy:
                 return True
             settled |= record.attributes.keys()
         return False
+
+    def _may_be_abc(self, value: ClassValue | None) -> bool:
+        """Whether a class has, of its own or from elsewhere, a metaclass that may heed abstract methods."""
+        if value is None:
+            return True
+        record = self._resolver.record(value)
+        if record.metaclass is not None:
+            metaclasses = self._resolver.values(record.metaclass, value.module, value.frame)
+            return any(self._heeds_abstract(metaclass) for metaclass in metaclasses)
+        return any(
+            isinstance(option, External) and not option.name.startswith("builtins.") and option.name != "typing.Generic"
+            for options in self._resolver.bases(value)
+            for option in options
+        )
+
+    def _heeds_abstract(self, metaclass: Value) -> bool:
+        if not isinstance(metaclass, ClassValue):
+            return metaclass != External("builtins.type")
+        bases = [option for options in self._resolver.bases(metaclass) for option in options]
+        return any(self._heeds_abstract(base) for base in bases if base != metaclass)
 
     def order(self, value: ClassValue) -> list[ClassValue | None]:
         """The method resolution order; None stands for a class that is not known."""

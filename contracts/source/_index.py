@@ -52,7 +52,13 @@ class Index:
 
         files = self.tree.files
         packages = {module for module, file in files.items() if file.is_package}
-        return Resolver(self.summary, lambda module: self.summary(module, deep=True), files, packages)
+        return Resolver(
+            self.summary,
+            lambda module: self.summary(module, deep=True),
+            files,
+            packages,
+            lambda module, name: self.survey.names(module, name.encode()),
+        )
 
     @cached_property
     def hierarchy(self) -> Hierarchy:
@@ -170,7 +176,8 @@ class Index:
         Raises:
             SourceError: it cannot be read, decoded or parsed.
         """
-        from contracts.source._summary import Summary, summarize  # noqa: PLC0415  see above
+        from contracts.source._interpreter import summarize  # noqa: PLC0415  see above
+        from contracts.source._summary import Summary  # noqa: PLC0415  see above
 
         stored = self._cache.summary(file, deep=deep)
         if stored is not None:

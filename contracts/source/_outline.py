@@ -22,8 +22,8 @@ _CODE = re.compile(
     r"""(?:[^#"'\\]|\\.|(?!\"{3})"(?:[^"\\\n]|\\.)*+"|(?!'{3})'(?:[^'\\\n]|\\.)*+')*+""", re.DOTALL
 )
 _CONTINUED_STRING = re.compile(r"[\"'][^\n]*\\\n")
-# What begins a statement, or a call, by which a function may create a class or rebind a global.
-_STATEMENTS = tuple(re.compile(rf"{word}\b") for word in ("class", "global"))
+# What begins a statement, or a call, by which a function may create a class or rebind a name outside it.
+_STATEMENTS = tuple(re.compile(rf"{word}\b") for word in ("class", "global", "nonlocal"))
 # With one name in the brackets, type() only asks.
 _CALLS = tuple(
     re.compile(rf"{word}[ \t]*\((?!\s*[\w.]+\s*\))") for word in ("type", "new_class", "make_dataclass")

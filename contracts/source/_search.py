@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from grimp import ImportGraph
 
-from contracts.source._answer import Answer, ClassDefinition, Problem, UndecidedClass
-from contracts.source._candidates import Text
+from contracts.source._answer import Answer, ClassDefinition, Problem
+from contracts.source._candidates import NAMES_ONLY, Text
+from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
 from contracts.source._left_out import why_left_out
-from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Unknown, Value
+from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Instance, ModuleValue, Unknown, Value
 from contracts.source._summary import Ref, Summary
 from contracts.source._tree import relative_path
 
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from contracts.source._index import Index
 
 # Refs that stand for something only running could tell, or that hold it.
-_DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e"})
+_DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e", "w", "l"})
+_ANY_NAME = "<any name>"  # stands for a name that nothing in a module spells
+_DEEPEST_CALL = 5  # of functions that hand on what they are handed
 
 
 class Search:
@@ -39,39 +44,69 @@ class Search:
     """
 
     def __init__(self, index: Index, bases: Iterable[ClassValue], graph: ImportGraph) -> None:
-        self._index = index
+        self.index = index
         self._files = index.tree.files
         self._survey = index.survey
         self._graph = graph
         self._in_graph = graph.modules
-        self._targets = frozenset(bases)
+        self.targets = frozenset(bases)
         self._chains: dict[ClassValue, tuple[ClassValue, ...] | None] = {}
         self._found: dict[tuple[str, str], ClassDefinition] = {}
-        self._unresolved: dict[ClassValue, set[Unknown]] = {}
+        self._doubts = Doubts(self)
         self._carried: set[tuple[str, bytes]] = set()
+        self._doubtful: set[tuple[str, bytes]] = set()
+        self._aliased: dict[tuple[str, bytes], set[bytes]] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
         self._importers: dict[str, list[tuple[str, Text, bool]]] = {}
         self._roamed: set[bytes] = set()
+        self._imported_from: dict[tuple[str, bytes], set[str]] = {}
 
     def run(self) -> Answer:
         """Search to the fixed point."""
-        for target in self._targets:
+        for target in self.targets:
             self._carry(target.module, _own_name(target))
         self._drain()
         for module in self._survey.with_dynamic_bases:
             if module in self._in_graph:
                 self._evaluate_dynamic(module)
+        self._evaluate_injected()
         self._drain()
+        self._follow_doubts()
         self._look_at_left_out_files()
         for error in [*self._relevant_errors(), *self._survey.errors.values()]:
             self._problem(error)
         return Answer(
             tuple(sorted(self._found.values())),
-            tuple(sorted(self._undecided())),
+            tuple(self._doubts.reported()),
             tuple(sorted(self._problems)),
         )
+
+    # What its doubts ask
+
+    @property
+    def carriers(self) -> set[str]:
+        """The modules in which some name may stand for one of the classes."""
+        return {module for module, _ in self._carried}
+
+    def is_found(self, value: ClassValue) -> bool:
+        """Whether a class is known to be a subclass."""
+        return (value.module, value.key) in self._found or self._chain(value) is not None
+
+    def is_ours(self, value: ClassValue) -> bool:
+        """Whether it is one of the classes asked about, or a subclass."""
+        return value in self.targets or self.is_found(value)
+
+    @cached_property
+    def reaching(self) -> AbstractSet[str]:
+        """The modules that can reach the classes asked about, by whatever name."""
+        found = {*self._survey.roaming}
+        for target in self.targets:
+            found.add(target.module)
+            if target.module in self._in_graph:
+                found |= self._graph.find_downstream_modules(target.module)
+        return found
 
     # Where to look
 
@@ -81,23 +116,61 @@ class Search:
             text = self._survey.text(module)
             binds, callees = text.uses(name)
             passes = any(self._may_create(module, callee) for callee in callees)
-            if binds or passes or text.names_in_header(name):
+            if binds or passes or text.names_in_header(name) or module in self._survey.lazy:
                 self._evaluate(module, name, binds=binds, passes=passes)
+            carry = self._carry if (module, name) in self._carried else self._carry_doubt
             for alias in text.import_aliases(name):
-                self._carry(module, alias)
+                self._carry_alias(module, alias, name)
+                carry(module, alias)
             for importer, there, holds in self._can_see(module):
                 if name in there.imported or there.has_star_import or (holds and there.has_word(name)):
-                    self._carry(importer, name)
+                    carry(importer, name)
+            submodule = f"{module}.{name.decode()}"
+            if submodule in self._in_graph:  # `from package import name` looks like an import of the module
+                for importer in self._graph.find_modules_that_directly_import(submodule):
+                    if self._survey.names(importer, name):
+                        carry(importer, name)
             if name not in self._roamed:
                 self._roamed.add(name)
                 for roaming in self._survey.roaming:
                     if self._survey.names(roaming, name):
-                        self._carry(roaming, name)
+                        carry(roaming, name)
+                for lazy in self._survey.lazy:
+                    if self._may_give(lazy, name):
+                        carry(lazy, name)
+
+    def _may_give(self, lazy: str, name: bytes) -> bool:
+        """Whether a module with a ``__getattr__`` may give a name: it, or what it imports, holds it."""
+        beside = self._graph.find_modules_directly_imported_by(lazy) if lazy in self._in_graph else set()
+        return any(module in self._files and self._survey.names(module, name) for module in (lazy, *beside))
 
     def _carry(self, module: str, name: bytes) -> None:
         if (module, name) not in self._carried:
             self._carried.add((module, name))
             self._queue.append((module, name))
+
+    def _carry_alias(self, module: str, alias: bytes, name: bytes) -> None:
+        """Note that ``alias`` is what ``name`` is called in ``module``, where refs keep the name."""
+        names = self._aliased.setdefault((module, alias), set())
+        if name not in names:
+            names.add(name)
+            self._carried.discard((module, alias))
+            self._doubtful.discard((module, alias))
+
+    def _carry_doubt(self, module: str, name: bytes) -> None:
+        """Look for what is named after an undecided class, too."""
+        if (module, name) not in self._doubtful and (module, name) not in self._carried:
+            self._doubtful.add((module, name))
+            self._queue.append((module, name))
+
+    def _follow_doubts(self) -> None:
+        """A subclass of an undecided class is undecided, too."""
+        followed: set[ClassValue] = set()
+        while fresh := [value for value, _ in self._doubts.that_matter() if value not in followed]:
+            for value in fresh:
+                followed.add(value)
+                self._carry_doubt(value.module, _own_name(value))
+            self._drain()
 
     def _can_see(self, module: str) -> Iterator[tuple[str, Text, bool]]:
         """The modules that can name what ``module`` holds, and their texts.
@@ -126,14 +199,14 @@ class Search:
 
     def _relevant_errors(self) -> Iterable[SourceError]:
         """The files that could not be read, without those that no subclass can have to do with."""
-        errors = self._index.errors
+        errors = self.index.errors
         if not errors:
             return []
         related = {module for module, _ in self._carried} | self._survey.roaming
         for module in [*related]:
             if module in self._in_graph:
                 related |= self._graph.find_upstream_modules(module)
-        for target in self._targets:
+        for target in self.targets:
             if target.module in self._in_graph:
                 related |= self._graph.find_downstream_modules(target.module)
         return [error for module, error in errors.items() if module in related]
@@ -144,36 +217,112 @@ class Search:
     # What is there
 
     def _evaluate(self, module: str, name: bytes, *, binds: bool, passes: bool) -> None:
-        resolver = self._index.resolver
-        summary = self._index.summary(module, deep=passes)
-        token = name.decode("utf-8", "replace")
+        summary = self.index.summary(module, deep=passes)
+        tokens = frozenset(n.decode("utf-8", "replace") for n in (name, *self._aliased.get((module, name), ())))
         for key, record in summary.classes.items():
-            if _mentions(record.bases, token):
+            if _mentions(record.bases, tokens):
                 self._judge(ClassValue(module, key))
         self._evaluate_dynamic(module)
-        for exported, ref in summary.exports.items() if binds else ():
-            if exported != token and _mentions(ref, token) and ref[0] not in {"d", "c"}:
-                values = resolver.values(ref, module)
-                if self._holds(values, 0):
-                    self._carry(module, exported.encode())
+        if binds or module in self._survey.lazy:
+            self._carry_on(module, summary, tokens)
         if passes:
-            self._evaluate_calls(module, summary, token)
+            self._evaluate_calls(module, summary, tokens)
 
-    def _evaluate_calls(self, module: str, summary: Summary, token: str) -> None:
+    def _carry_on(self, module: str, summary: Summary, tokens: frozenset[str]) -> None:
+        """Carry the other names that a module gives what ``tokens`` stand for."""
+        resolver = self.index.resolver
+        for exported, ref in summary.exports.items():
+            if exported not in tokens and ref[0] != "d" and _mentions(ref, tokens):
+                self._carry_if_held(module, exported, resolver.values(ref, module))
+        for key, record in summary.classes.items():
+            for attribute, ref in record.attributes.items():
+                if attribute not in tokens and ref[0] != "d" and _mentions(ref, tokens):
+                    values = resolver.attribute(ClassValue(module, key), attribute)
+                    self._carry_if_held(module, attribute, values)
+        for owner, name, ref in summary.patches:
+            if _mentions(ref, tokens):
+                values = resolver.values(ref, module)
+                for value in resolver.values(owner, module) if self._holds(values, 0) else ():
+                    if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
+                        self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
+        if summary.strings is not None and any(self._renames(module, summary, token) for token in tokens):
+            for string in summary.strings:
+                if string.isidentifier() and string not in tokens:
+                    self._carry_if_held(module, string, resolver.export(module, string))
+
+    def _renames(self, module: str, summary: Summary, token: str) -> bool:
+        """Whether a module that gives names by a function may give what ``token`` stands for by another name."""
+        if any(token in string and token != string for string in summary.strings or ()):
+            return True
+        text = self._survey.text(module)
+        places = text.occurrences(token.encode())
+        return any(text.source[place - 1 : place] not in {b'"', b"'"} for place in places)
+
+    def _carry_if_held(self, module: str, name: str, values: Iterable[Value]) -> None:
+        values = [*values]
+        if self._holds(values, 0):
+            self._carry(module, name.encode())
+        elif any(value in self._doubts for value in values):
+            self._carry_doubt(module, name.encode())
+
+    def _evaluate_injected(self) -> None:
+        """Look at the classes that name what some module binds in a way that reading cannot follow."""
+        for module in sorted({*self._survey.injecting, *self._survey.lazy}):
+            if module not in self._in_graph or module not in self.reaching:
+                continue
+            users = {user for user, text, _ in self._can_see(module) if self._names_base_from(module, user, text)}
+            if not (users or module in self._survey.injecting) or not self._binds_unseen(module):
+                continue
+            for user in sorted({module, *users}):
+                summary = self.index.summary(user)
+                for key in summary.classes:
+                    value = ClassValue(user, key)
+                    bases = self.index.resolver.bases(value)
+                    if any(isinstance(option, Unknown) for options in bases for option in options):
+                        self._judge(value)
+
+    def _names_base_from(self, module: str, user: str, text: Text) -> bool:
+        """Whether a class header may hold a name that ``user`` has from ``module``."""
+        words = b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()
+        return any(
+            word == module.rpartition(".")[2].encode()
+            or module in self._sources(user, word, text)
+            for word in {*words} & text.imported
+        )
+
+    def _sources(self, user: str, word: bytes, text: Text) -> set[str]:
+        """The modules that a module imports a name from."""
+        key = (user, word)
+        if key not in self._imported_from:
+            package = user if self._files[user].is_package else user.rpartition(".")[0]
+            self._imported_from[key] = {_absolute(written, package) for written in text.imported_from(word)}
+        return self._imported_from[key]
+
+    def _binds_unseen(self, module: str) -> bool:
+        """Whether a module may have any name at all, and reading cannot tell what it stands for."""
+        values = self.index.resolver.export(module, _ANY_NAME)
+        return any(isinstance(value, Unknown) for value in values)
+
+    def _evaluate_calls(self, module: str, summary: Summary, tokens: frozenset[str]) -> None:
         """Classes that come to be in a function that is handed one of ours."""
-        resolver = self._index.resolver
         for call in summary.calls:
-            _, function, arguments, keywords = call
-            ours = [ref for ref in [*arguments, *keywords.values()] if _mentions(ref, token)]
-            if not ours:
-                continue
-            handed = [value for ref in ours for value in resolver.values(ref, module)]
-            if not self._holds(frozenset(handed), 0):
-                continue
-            for callee in resolver.values(function, module):
-                if isinstance(callee, FunctionValue):
-                    frame = resolver.bind(callee, arguments, keywords, module, ())
-                    self._judge_locals(callee, frame)
+            _, _, arguments, keywords = call
+            if _mentions([*arguments, *keywords.values()], tokens):
+                self._follow_call(call, module, (), 0)
+
+    def _follow_call(self, call: Ref, module: str, frame: Frame, depth: int) -> None:
+        _, function, arguments, keywords = call
+        resolver = self.index.resolver
+        handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module, frame)]
+        if not self._holds(handed, 0):
+            return
+        for callee in resolver.values(function, module, frame):
+            if isinstance(callee, FunctionValue):
+                inner = resolver.bind(callee, arguments, keywords, module, frame)
+                self._judge_locals(callee, inner)
+                for passed in self.index.summary(callee.module, deep=True).calls if depth < _DEEPEST_CALL else ():
+                    if _mentions([*passed[2], *passed[3].values()], frozenset({callee.key})):
+                        self._follow_call(passed, callee.module, inner, depth + 1)
 
     def _may_create(self, module: str, callee: bytes) -> bool:
         """Whether a function, as a module writes its name, may create a class; told from the texts alone."""
@@ -197,7 +346,7 @@ class Search:
         return False
 
     def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
-        summary = self._index.summary(function.module, deep=True)
+        summary = self.index.summary(function.module, deep=True)
         prefix = f"{summary.functions[function.key].qualname}.<locals>."
         for key, record in summary.classes.items():
             if record.qualname.startswith(prefix):
@@ -207,94 +356,69 @@ class Search:
         if module in self._dynamic_done:
             return
         self._dynamic_done.add(module)
-        for key, record in self._index.summary(module).classes.items():
+        for key, record in self.index.summary(module).classes.items():
             if _is_dynamic(record.bases):
                 self._judge(ClassValue(module, key))
 
     def _judge(self, value: ClassValue) -> None:
-        if value in self._targets:
+        if value in self.targets:
             return
         chain = self._chain(value)
         if chain is not None:
             for item in (value, *chain):
                 self._add(item)
-        elif unknowns := self._index.hierarchy.unknowns(value):
-            self._unresolved[value] = unknowns
+        elif unknowns := self.index.hierarchy.unknowns(value):
+            self._doubts.add(value, unknowns)
 
     def _chain(self, value: ClassValue) -> tuple[ClassValue, ...] | None:
-        return self._index.hierarchy.chain(value, self._targets, self._chains)
+        return self.index.hierarchy.chain(value, self.targets, self._chains)
 
     def _add(self, value: ClassValue) -> None:
         place = (value.module, value.key)
-        if value in self._targets or place in self._found:
+        if value in self.targets or place in self._found:
             return
-        self._found[place] = self._index.define(value, self._chain(value) or ())
+        self._found[place] = self.index.define(value, self._chain(value) or ())
         self._carry(value.module, _own_name(value))
+        decorators = self.index.resolver.record(value).decorators
+        if any(self._may_create(value.module, decorator.encode()) for decorator in decorators):
+            for call in self.index.summary(value.module).calls:
+                if call[2] == [["c", value.key]]:
+                    self._follow_call(call, value.module, (), 0)
 
     def _holds(self, values: Iterable[Value], depth: int) -> bool:
         """Whether one of our classes is among the values, or in a display among them."""
         held = False
         for value in values:
-            if isinstance(value, ClassValue):
-                if value in self._targets:
+            if isinstance(value, Instance):
+                held |= value.of in self.targets or self._chain(value.of) is not None
+            elif isinstance(value, ClassValue):
+                if value in self.targets:
                     held = True
                 elif self._chain(value) is not None:
                     self._add(value)
                     held = True
             elif isinstance(value, Display) and depth < 5:
-                items = self._index.resolver.display_items(value)
+                items = self.index.resolver.display_items(value)
                 for item in items:  # each, even when one is found: looking adds it
                     held |= self._holds(item, depth + 1)
         return held
 
-    # What remains open
-
-    def _undecided(self) -> Iterable[UndecidedClass]:
-        found = {(value.module, value.key) for value in self._unresolved if self._chain(value) is not None}
-        carriers = {module for module, _ in self._carried}
-        downstream: set[str] | None = None
-        for value, unknowns in self._unresolved.items():
-            if (value.module, value.key) in found or (value.module, value.key) in self._found:
-                continue
-            for unknown in sorted(unknowns, key=lambda u: u.reason):
-                if unknown.anywhere and downstream is None:
-                    downstream = {
-                        module
-                        for target in self._targets
-                        for module in self._graph.find_downstream_modules(target.module)
-                    }
-                if self._matters(value, unknown, carriers, downstream or set()):
-                    plain = self._index.define(value)
-                    yield UndecidedClass(
-                        plain.path, plain.line, plain.column, plain.module, plain.name, unknown.reason
-                    )
-                    break
-
-    def _matters(
-        self, value: ClassValue, unknown: Unknown, carriers: set[str], downstream: set[str]
-    ) -> bool:
-        """Whether one of our classes can reach what is unknown about a base."""
-        if value.module in carriers or unknown.modules & carriers:
-            return True
-        if unknown.anywhere and value.module in downstream | self._survey.roaming:
-            return True
-        names = {function.partition(":")[2].partition(".")[0].encode() for function in unknown.functions}
-        return any(self._survey.names(carrier, name) for name in names for carrier in carriers)
+    # What lies beside
 
     def _look_at_left_out_files(self) -> None:
         names = {name for _, name in self._carried}
-        for file in self._index.left_out(self._graph):
+        for file in self.index.left_out(self._graph):
             text = self._survey.text_of(file)
             held = [name for name in names if text.has_word(name)]
             if not any(text.names_in_header(name) or any(text.uses(name)) for name in held):
                 continue
             try:
-                summary = self._index.summarize_file(file)
+                summary = self.index.summarize_file(file)
             except SourceError as error:
                 self._problem(error)
                 continue
             for key, record in summary.classes.items():
-                if any(_mentions(record.bases, name.decode()) for name in held) or _is_dynamic(record.bases):
+                if _mentions(record.bases, frozenset(name.decode() for name in held)) or _is_dynamic(record.bases):
                     value = ClassValue(file.module, key)
                     if self._files.get(file.module) is not file or self._chain(value) is not None:
                         reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
@@ -305,12 +429,12 @@ def _own_name(value: ClassValue) -> bytes:
     return value.key.partition("@")[0].rpartition(".")[2].encode()
 
 
-def _mentions(ref: object, name: str) -> bool:
+def _mentions(ref: object, names: frozenset[str]) -> bool:
     if isinstance(ref, list):
         if len(ref) == 2 and ref[0] == "c":
-            return str(ref[1]).partition("@")[0].rpartition(".")[2] == name
-        return any(_mentions(item, name) for item in ref)
-    return ref == name
+            return str(ref[1]).partition("@")[0].rpartition(".")[2] in names
+        return any(_mentions(item, names) for item in ref)
+    return isinstance(ref, str) and ref in names
 
 
 def _is_dynamic(ref: Ref | list[Ref]) -> bool:

@@ -10,6 +10,9 @@ from contracts.source._errors import SourceError
 from contracts.source._tree import SourceFile, Tree
 
 _COMPUTED_IMPORTS = (b"import_module", b"__import__")
+# A function of one parameter: a method has two.
+_GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
+_ASSIGNED_NAMESPACE = re.compile(rb"\b(?:globals|vars|locals)\(\)(?:\[|\.update\()")
 
 
 class Survey:
@@ -65,6 +68,22 @@ class Survey:
     def with_dynamic_bases(self) -> tuple[str, ...]:
         """The modules with a class whose bases are starred or made by a call."""
         return tuple(module for module, _ in self._sources if self.text(module).has_dynamic_bases())
+
+    @cached_property
+    def lazy(self) -> frozenset[str]:
+        """The modules that may give names by a function: a ``__getattr__``, or that of an object in their place."""
+        found = [module for module, source in self._holding(b"__getattr__") if _GETTER.search(source)]
+        found += [module for module, source in self._holding(b"sys.modules") if b"sys.modules[__name__]" in source]
+        return frozenset(found)
+
+    @cached_property
+    def injecting(self) -> frozenset[str]:
+        """The modules that may bind names of their own in a way that reading cannot follow."""
+        found = [module for module, _ in self._holding(b"\nexec(")]
+        for change in (b"s()[", b"s().update("):
+            found += [module for module, source in self._holding(change) if _ASSIGNED_NAMESPACE.search(source)]
+        found += [module for module, source in self._holding(b"sys.modules") if b"setattr(sys.modules" in source]
+        return frozenset(found)
 
     @cached_property
     def _sources(self) -> list[tuple[str, bytes]]:

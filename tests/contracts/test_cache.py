@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from contracts.source import Cache, _cache, _summary, _tree
+from contracts.source import Cache, _cache, _interpreter, _tree
 from tests.contracts.conftest import SMALL
 from tests.contracts.projects import REPOSITORY, Outcome, Project, listing, report, script
 
@@ -27,13 +27,13 @@ READ = ["pkg/bad.py", "pkg/base.py", "pkg/good/fine.py"]
 def parsed(monkeypatch) -> list[str]:
     """Give the list of the files that are parsed, as it grows."""
     seen = []
-    parse = _summary.parse
+    parse = _interpreter.parse
 
     def counted(file, **options):
         seen.append(os.path.relpath(file.path))
         return parse(file, **options)
 
-    monkeypatch.setattr(_summary, "parse", counted)
+    monkeypatch.setattr(_interpreter, "parse", counted)
     return seen
 
 
