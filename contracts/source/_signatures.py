@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from contracts.source._defaults import Defaults
-from contracts.source._methods import (
-    BY_POSITION,
-    DATA,
-    EITHER,
-    NAME,
-    NAMED_REST,
-    POSITION,
-    REST,
-    Definition,
-    Methods,
-    Parameter,
-)
+from contracts.source._matching import match
+from contracts.source._methods import DATA, NAMED_REST, REST, Definition, Methods, Parameter
 from contracts.source._names import Names
 from contracts.source._resolve import ClassValue
 from contracts.source._subtypes import Subtypes, Verdict
@@ -221,15 +211,8 @@ class _Pair:
     # Parameters
 
     def parameters(self) -> None:
-        theirs, ours = self.base.parameters, self.override.parameters
-        self.order([p.name for p in theirs if p.kind == EITHER], [p.name for p in ours if p.kind in BY_POSITION])
-        matched = list(self.match(theirs, ours))
-        taken = {item for _, item in matched}
-        for item in ours:
-            required = item.default is None and item.kind not in {REST, NAMED_REST}
-            if required and item not in taken and not _takes_anything(self.base):
-                fact, rule = f"requires '{item.name}'", f"takes no '{item.name}'"
-                self.differ(item, fact, rule, "Give it a default, or leave it out.")
+        ours = self.override.parameters
+        matched = match(self.base.parameters, ours, self.differ)
         for parameter, item in matched:
             self.default(parameter, item)
             self.parameter_type(parameter, item)
@@ -242,80 +225,6 @@ class _Pair:
             listed = ", ".join(f"'{name}'" for name in unannotated)
             self.differ(None, f"does not annotate {listed}", "does", "Annotate what the base annotates.")
             self.differences[-1] = self.differences[-1]._replace(is_unannotated=True)
-
-    def match(
-        self, theirs: Sequence[Parameter], ours: Sequence[Parameter]
-    ) -> Iterator[tuple[Parameter, Parameter]]:
-        """Pair each of the base's parameters with those of the override that take it; report it if none does."""
-        positional = [item for item in ours if item.kind in BY_POSITION]
-        by_name = {item.name: item for item in ours if item.kind in {EITHER, NAME}}
-        rest = [item for item in ours if item.kind == REST]
-        named_rest = [item for item in ours if item.kind == NAMED_REST]
-        place = 0
-        for parameter in theirs:
-            name = parameter.name
-            takers: list[Parameter] = []
-            at_place = positional[place : place + 1]
-            match parameter.kind:
-                case "position":
-                    place += 1
-                    takers = at_place or rest
-                case "either":
-                    place += 1
-                    others = {other.name for other in theirs} - {name}
-                    elsewhere = any(item.name in others for item in at_place)
-                    if name in by_name:
-                        takers = [by_name[name]]
-                    elif at_place and not elsewhere:
-                        takers = at_place
-                    elif rest and named_rest:
-                        takers = [*rest, *named_rest]
-                    self.how_passed(parameter, takers, place, bool(rest), bool(named_rest))
-                case "name":
-                    takers = [by_name[name]] if name in by_name else named_rest
-                case "rest":
-                    takers = rest
-                case _:
-                    takers = named_rest
-            if not takers and not (parameter.kind in {REST, NAMED_REST} and _takes_anything(self.base)):
-                self.differ(None, f"takes no '{parameter.written}'", "does", "Add it.")
-            yield from ((parameter, taker) for taker in takers)
-
-    def how_passed(
-        self, parameter: Parameter, takers: list[Parameter], place: int, has_rest: bool, has_named_rest: bool
-    ) -> None:
-        """Report what can no longer be passed by position, or by name, as the base lets it be."""
-        name = parameter.name
-        for item in takers:
-            must = item.default is None
-            if item.kind == NAME and (must or not has_rest):
-                fact = f"takes '{name}' by name only"
-                self.differ(item, fact, "takes it by position too", "Let it be passed by position.")
-            elif item.kind == POSITION and item.name == name and (must or not has_named_rest):
-                fact = f"takes '{name}' by position only"
-                self.differ(item, fact, "takes it by name too", "Let it be passed by name.")
-            elif item.kind in BY_POSITION and item.name != name and (
-                item.kind == EITHER or must or not has_named_rest
-            ):
-                fact = f"calls its parameter {place} '{item.name}'"
-                self.differ(item, fact, f"calls it '{name}'", "Rename it: callers may pass it by name.")
-
-    def order(self, theirs: Sequence[str], ours: Sequence[str]) -> None:
-        """Report a changed order of the parameters that both take, or one that is put before them."""
-        common = [name for name in theirs if name in ours]
-        kept = [name for name in ours if name in theirs]
-        if common != kept:
-            fact = f"takes its parameters in the order {', '.join(kept)}"
-            self.differ(None, fact, f"takes them in the order {', '.join(common)}", "Keep the order.")
-            return
-        extra = len(ours) - len(kept)
-        gone = len([p for p in self.base.parameters if p.kind in {EITHER, POSITION}]) - len(common)
-        for name in ours if extra > gone else ():
-            item = next(p for p in self.override.parameters if p.name == name)
-            after = [other for other in ours[ours.index(name) + 1 :] if other in theirs]
-            if name not in theirs and after and item.default is not None:
-                fact, rule = f"takes '{name}' before '{after[0]}'", f"takes no '{name}'"
-                self.differ(item, fact, rule, "Put it behind what the base takes.")
 
     def default(self, parameter: Parameter, item: Parameter) -> None:
         if parameter.default is None or item.kind in {REST, NAMED_REST}:
@@ -419,14 +328,6 @@ def _is_awaitable(type_: Type) -> bool:
         "collections.abc.Coroutine",
         "collections.abc.Awaitable",
     }
-
-
-def _takes_anything(definition: Definition) -> bool:
-    """Whether the parameters end in ``*args, **kwargs`` of any type, which says that overrides may choose."""
-    rest = [p for p in definition.parameters if p.kind in {REST, NAMED_REST}]
-    return len(rest) == 2 and all(
-        p.annotation is None or ast.unparse(p.annotation).rpartition(".")[2] == "Any" for p in rest
-    )
 
 
 def _label(definition: Definition) -> str:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from tests.contracts.projects import Project
 
-FIXTURE = Path(__file__).parents[1] / "contracts" / "fixtures" / "overrides"
+FIXTURE = Path(__file__).parents[1] / "contracts" / "fixtures" / "override_signatures"
 CONTRACT = "the contract"
 
 SETTINGS = {
@@ -266,7 +266,7 @@ def page(
     ours, code = reported[CONTRACT], 0
     print("# override_signatures and type checkers\n")
     print("The page that `python -m tests.bench.signatures --bin FOLDER` prints, where FOLDER holds the checkers; the")
-    print("overrides are those of `tests/contracts/fixtures/overrides`.\n")
+    print("overrides are those of `tests/contracts/fixtures/override_signatures`.\n")
     versions = ", ".join(version(path) for path in tools.values()) or "no checker"
     print(f"CPython {platform.python_version()}; {versions}.\n")
     _table("override", KINDS, reported)

@@ -526,6 +526,7 @@ def test_whatever_classes_say(tmp_path_factory, base, override, cut):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @settings(max_examples=10_000, deadline=None)
 @given(base=bodies, override=bodies, cut=cuts)
 def test_ten_thousand_classes(tmp_path_factory, base, override, cut):
