@@ -1,18 +1,27 @@
 """Experts of both formats, and the layer they are part of, against the dense float64 layer."""
 
-import importlib.util
-import os
-from typing import NamedTuple
 
 import pytest
 import torch
 
 import vllm_moe.fused_moe.modular_kernel as mk
-from tests.vllm_moe.reference import FakeQuantization, dense_moe, relative_error
+from tests.vllm_moe.expert_cases import (
+    DEVICE_TOLERANCES,
+    EXPERTS,
+    HIDDEN,
+    TOLERANCES,
+    WIDTH,
+    all_layers,
+    config,
+    expected_layer,
+    kernel_for,
+    make_layer,
+    tokens_of,
+)
+from tests.vllm_moe.reference import dense_moe, relative_error
 from vllm_moe.fused_moe.activation import MoEActivation, apply_moe_activation
 from vllm_moe.fused_moe.config import (
     FP8_DTYPE,
-    FusedMoEConfig,
     FusedMoEParallelConfig,
     FusedMoEQuantConfig,
     GroupShape,
@@ -26,9 +35,8 @@ from vllm_moe.fused_moe.experts import (
     XPUExperts,
     XPUExpertsFp8,
 )
-from vllm_moe.fused_moe.fused_batched_moe import BatchedTritonExperts, NaiveBatchedExperts
+from vllm_moe.fused_moe.fused_batched_moe import NaiveBatchedExperts
 from vllm_moe.fused_moe.kernels import dequantize, grouped_mlp_torch, quantize_rows_torch
-from vllm_moe.fused_moe.kernels.grouped import dequantize_weights
 from vllm_moe.fused_moe.kernels.quantize import QuantKind, QuantScheme
 from vllm_moe.fused_moe.prepare_finalize import (
     BatchedPrepareAndFinalize,
@@ -37,164 +45,11 @@ from vllm_moe.fused_moe.prepare_finalize import (
 )
 from vllm_moe.fused_moe.router import fused_topk
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(
-    not (torch.cuda.is_available() or INTERPRETED),
-    reason="needs a CUDA device, or triton installed and TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXPERTS, HIDDEN, WIDTH = 6, 256, 128
-UNQUANTIZED = FusedMoEQuantConfig.make()
-
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     """Give every test the same random numbers each time."""
     torch.manual_seed(7)
-
-
-class Layer(NamedTuple):
-    """Weights of a layer as they are stored, and as they are meant."""
-
-    w1: torch.Tensor
-    w2: torch.Tensor
-    real_w1: torch.Tensor
-    real_w2: torch.Tensor
-    quant_config: FusedMoEQuantConfig
-
-
-def _quantize_weights(
-    weights: torch.Tensor, dtype: torch.dtype, how: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights ``[experts, out, in]`` in ``dtype`` and their scales."""
-    limit = 448.0 if dtype is FP8_DTYPE else 127.0
-    experts, out, width = weights.shape
-    if how == "block":
-        blocks = weights.view(experts, out // 128, 128, width // 128, 128)
-        scale = blocks.abs().amax((2, 4)) / limit
-        wide = scale.repeat_interleave(128, 1).repeat_interleave(128, 2)
-    elif how == "channel":
-        scale = weights.abs().amax(2, keepdim=True) / limit
-        wide = scale
-    else:
-        scale = weights.abs().amax((1, 2)) / limit
-        wide = scale.view(experts, 1, 1)
-    scaled = weights / wide
-    return (scaled.round() if dtype is torch.int8 else scaled).to(dtype), scale
-
-
-def make_layer(
-    name: str, activation: MoEActivation = MoEActivation.SILU, dtype: torch.dtype = torch.float32
-) -> Layer:
-    """Random weights under the named quantization."""
-    generator = torch.Generator().manual_seed(11)
-    rows = WIDTH * 2 if activation.is_gated else WIDTH
-    w1 = torch.randn(EXPERTS, rows, HIDDEN, generator=generator) / 16
-    w2 = torch.randn(EXPERTS, HIDDEN, WIDTH, generator=generator) / 11
-    # No two experts alike, so that taking the wrong one shows.
-    w1 *= torch.linspace(0.5, 2.0, EXPERTS).view(-1, 1, 1)
-    if name == "none":
-        w1, w2 = w1.to(dtype), w2.to(dtype)
-        return Layer(w1, w2, w1, w2, UNQUANTIZED)
-    kind = torch.int8 if "int8" in name else FP8_DTYPE
-    how = "block" if "block" in name else "channel" if "token" in name else "tensor"
-    (q1, s1), (q2, s2) = (_quantize_weights(weights, kind, how) for weights in (w1, w2))
-    block_shape = [128, 128] if how == "block" else None
-    quant_config = FusedMoEQuantConfig.make(
-        None if "weights" in name else kind,
-        per_act_token_quant="token" in name,
-        per_out_ch_quant=how == "channel",
-        block_shape=block_shape,
-        w1_scale=s1,
-        w2_scale=s2,
-        a1_scale=torch.tensor([STATIC_SCALES[0]]) if "static" in name else None,
-        a2_scale=torch.tensor([STATIC_SCALES[1]]) if "static" in name else None,
-        weight_dtype=kind,
-    )
-    real = [dequantize_weights(q, s, block_shape) for q, s in ((q1, s1), (q2, s2))]
-    return Layer(q1, q2, real[0], real[1], quant_config)
-
-
-def config(device: str = "cpu", **changes: object) -> FusedMoEConfig:
-    """Make the configuration of the tests' layer."""
-    fields = {
-        "num_experts": EXPERTS,
-        "experts_per_token": 2,
-        "hidden_dim": HIDDEN,
-        "intermediate_size_per_partition": WIDTH,
-        "num_local_experts": EXPERTS,
-        "num_logical_experts": EXPERTS,
-        "activation": MoEActivation.SILU,
-        "device": device,
-        "routing_method": RoutingMethodType.Renormalize,
-        "moe_parallel_config": FusedMoEParallelConfig.make_no_parallel(),
-        "in_dtype": torch.float32,
-    }
-    return FusedMoEConfig(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def tokens_of(count: int, topk: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """Hidden states, weights and ids that hold -1 and repeats."""
-    generator = torch.Generator().manual_seed(5)
-    hidden_states = torch.randn(count, HIDDEN, generator=generator).to(dtype)
-    weights = torch.rand(count, topk, generator=generator)
-    ids = torch.randint(-1, EXPERTS, (count, topk), generator=generator)
-    return hidden_states, weights, ids
-
-
-# Relative errors that float32 arithmetic may leave beside a float64 layer that rounds where the quantization
-# does. A value within a float32 rounding of the middle between two fp8 values may go either way: that is
-# nearly all of it. test_tolerances_reject_wrong_layers shows what they do not let through.
-TOLERANCES = {
-    "none": 2e-6,
-    "fp8 static": 2e-3,
-    "fp8 dynamic": 2e-3,
-    "fp8 token": 2e-3,
-    "fp8 block": 2e-3,
-    "int8 token": 1e-3,
-    "fp8 weights": 2e-6,
-    "int8 weights token": 2e-6,
-}
-STATIC_SCALES = (0.011, 0.02)
-# On the device more is rounded before the second quantization, which makes more of its values go the other
-# way: bf16 results of the first product, and the fp8 tensor cores of Hopper, which keep 14 bits or so of a
-# sum.
-DEVICE_TOLERANCES = {
-    torch.float32: dict.fromkeys(("fp8 static", "fp8 dynamic", "fp8 token", "fp8 block"), 1e-2),
-    torch.bfloat16: {name: 3e-2 if name.startswith("fp8") else 1.2e-2 for name in TOLERANCES},
-}
-all_layers = pytest.mark.parametrize("name", TOLERANCES)
-
-
-def expected_layer(
-    name: str, format_name: str, layer: Layer, *arguments: torch.Tensor, **options: object
-) -> torch.Tensor:
-    """Compute the dense layer with rows rounded as the named quantization rounds them in the format."""
-    if name == "none" or "weights" in name:
-        return dense_moe(arguments[0], layer.real_w1, layer.real_w2, *arguments[1:], **options)
-    fake = FakeQuantization(
-        torch.int8 if "int8" in name else FP8_DTYPE,
-        "block" if "block" in name else "token" if "token" in name else "tensor",
-        (lambda expert: expert) if format_name == "batched" else (lambda expert: 0),
-        STATIC_SCALES if "static" in name else None,
-    )
-    return fake.moe(arguments[0], layer.real_w1, layer.real_w2, *arguments[1:], **options)
-
-
-def kernel_for(format_name: str, layer: Layer, max_tokens: int, device: str = "cpu") -> mk.FusedMoEKernel:
-    """Make a prepare/finalize and the experts that fit it."""
-    moe_config = config(device)
-    on_cuda = device == "cuda" or INTERPRETED
-    if format_name == "batched":
-        batched_class = BatchedTritonExperts if on_cuda else NaiveBatchedExperts
-        experts: mk.FusedMoEExperts = batched_class(
-            moe_config, layer.quant_config, max_num_tokens=max_tokens, num_dispatchers=1
-        )
-        return mk.FusedMoEKernel(BatchedPrepareAndFinalize(max_tokens, EXPERTS, 1, 0), experts)
-    standard_class = TritonExperts if on_cuda else TorchExperts
-    return mk.FusedMoEKernel(
-        MoEPrepareAndFinalizeNoDPEPModular(), standard_class(moe_config, layer.quant_config)
-    )
 
 
 @all_layers
@@ -534,84 +389,3 @@ def test_middle_scale_ignores_padding(group: int) -> None:
         )  # fmt: skip
         outputs.append(output)
     assert torch.equal(outputs[0], outputs[1])
-
-
-@needs_triton
-@pytest.mark.gpu
-@all_layers
-@pytest.mark.parametrize("format_name", ["standard", "batched"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_triton_layer_equals_the_dense_reference(name: str, format_name: str, dtype: torch.dtype) -> None:
-    """The layer in Triton, with every quantization, against the dense reference."""
-    layer = make_layer(name, dtype=dtype)
-    if INTERPRETED and ("fp8" in name or dtype is torch.bfloat16):
-        pytest.skip("the interpreter rounds to fp8 and bf16 inexactly")
-    hidden_states, weights, ids = tokens_of(40, 3, dtype)
-    there = Layer(*(tensor.to(DEVICE) for tensor in layer[:4]), _config_to(layer.quant_config, DEVICE))
-    kernel = kernel_for(format_name, there, 48, DEVICE)
-    arguments = (hidden_states.to(DEVICE), there.w1, there.w2, weights.to(DEVICE), ids.to(DEVICE))
-    output = kernel.apply(*arguments, MoEActivation.SILU, -1, None, False)
-    expected = expected_layer(name, format_name, layer, hidden_states, weights, ids)
-    assert relative_error(output, expected) < DEVICE_TOLERANCES[dtype].get(name, TOLERANCES[name])
-
-
-def _config_to(quant_config: FusedMoEQuantConfig, device: str) -> FusedMoEQuantConfig:
-    scales = {
-        name: None if getattr(quant_config, name) is None else getattr(quant_config, name).to(device)
-        for name in ("w1_scale", "w2_scale", "a1_scale", "a2_scale")
-    }
-    return FusedMoEQuantConfig.make(
-        quant_config.quant_dtype,
-        per_act_token_quant=quant_config.per_act_token_quant,
-        per_out_ch_quant=quant_config.per_out_ch_quant,
-        block_shape=quant_config.block_shape,
-        weight_dtype=quant_config.weight_quant_dtype,
-        **scales,
-    )
-
-
-@needs_triton
-@pytest.mark.gpu
-@pytest.mark.parametrize("activation", MoEActivation)
-@pytest.mark.parametrize("format_name", ["standard", "batched"])
-def test_triton_activations(activation: MoEActivation, format_name: str) -> None:
-    """Every activation in Triton is the reference's."""
-    layer = make_layer("none", activation)
-    hidden_states, weights, ids = tokens_of(9, 2)
-    there = Layer(*(tensor.to(DEVICE) for tensor in layer[:4]), layer.quant_config)
-    kernel = kernel_for(format_name, there, 9, DEVICE)
-    arguments = (hidden_states.to(DEVICE), there.w1, there.w2, weights.to(DEVICE), ids.to(DEVICE))
-    output = kernel.apply(*arguments, activation, -1, None, False)
-    assert (
-        relative_error(output, dense_moe(hidden_states, layer.w1, layer.w2, weights, ids, activation.value))
-        < 2e-6
-    )
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.gpu
-@pytest.mark.parametrize("format_name", ["standard", "batched"])
-@pytest.mark.parametrize("name", ["none", "fp8 dynamic", "fp8 block"])
-def test_layer_replays_from_a_graph(format_name: str, name: str) -> None:
-    """The layer is captured without waiting for the host; a replay with other tokens equals an eager call."""
-    layer = make_layer(name)
-    there = Layer(*(tensor.cuda() for tensor in layer[:4]), _config_to(layer.quant_config, "cuda"))
-    hidden_states, weights, ids = (tensor.cuda() for tensor in tokens_of(40, 3))
-    kernel = kernel_for(format_name, there, 40, "cuda")
-
-    def run() -> torch.Tensor:
-        return kernel.apply(
-            hidden_states, there.w1, there.w2, weights, ids, MoEActivation.SILU, -1, None, False
-        )
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = run()
-    hidden_states.copy_(torch.randn(40, HIDDEN))
-    ids.copy_(torch.randint(-1, EXPERTS, (40, 3)))
-    graph.replay()
-    assert torch.equal(output, run())
