@@ -141,7 +141,7 @@ def _look(index: Index, rows: dict[str, Retirement], outside: OutsideFiles | Non
             missing.append(
                 f"retired: '{old}' is said to have moved to '{new}', where nothing is. Correct it."
             )
-    references, unread = find_references(index, rows, outside)
+    references, unread = find_references(index, rows, outside.files if outside is not None else ())
     problems += [*unread, *(Problem.of(error) for error in index.errors.values())]
     used = [
         (r.file, r.line, r.column, r.where, r.form, r.name, r.path)

@@ -2,6 +2,6 @@
 
 from contracts.fix._configured import Configured, configured
 from contracts.fix._git import refuse_unsafe, top_folder
-from contracts.fix._plan import Plan, Planner
+from contracts.fix._plan import Options, Plan, plan
 
-__all__ = ["Configured", "Plan", "Planner", "configured", "refuse_unsafe", "top_folder"]
+__all__ = ["Configured", "Options", "Plan", "configured", "plan", "refuse_unsafe", "top_folder"]

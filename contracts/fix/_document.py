@@ -49,7 +49,7 @@ class Document:
         self.module = module
         self.package = package
         self.edits: list[Edit] = []
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(file.content).readline)
+        encoding = self._detect(file.content)
         self._mark = codecs.BOM_UTF8 if encoding == "utf-8-sig" else b""
         self.encoding = "utf-8" if self._mark else encoding
         try:
@@ -60,6 +60,10 @@ class Document:
         self._starts = [0, *(end for _, end in ends)]
         self._ends = [*(start for start, _ in ends), len(self.text)]
         self.newline = self.text[slice(*ends[0])] if ends else "\n"
+
+    @staticmethod
+    def _detect(content: bytes) -> str:
+        return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
 
     @cached_property
     def tree(self) -> ast.Module:

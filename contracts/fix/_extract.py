@@ -149,6 +149,10 @@ class Split:
         lines = [self._document.lines[u.last - 1] for u in defining(self._units, name)]
         return not any("F401" in line for line in lines)
 
+    def still_public(self, name: str) -> bool:
+        """Whether the module still binds what left it, since it is a package's or ``__all__`` lists it."""
+        return name in self._stay_needs() or self.file.is_package
+
     # The new module
 
     def new_text(
@@ -162,7 +166,7 @@ class Split:
             for unit in self._units
             if unit.is_future or ((unit.is_import or unit.is_guard) and self._wanted(unit, needs, part))
         ]
-        editor = ImportEditor(document, part.package, limit)
+        editor = ImportEditor(document, part.package, limit, fresh=True)
         rewriter = Rewriter(editor, moves, Module(part.module, part.package), star_has)
         dropped: dict[ast.ImportFrom, set[ast.alias]] = {}
         for unit in chosen:
@@ -288,6 +292,8 @@ class Split:
     def _import_back(self, document: Document, editor: ImportEditor, fresh: Sequence[Unit]) -> None:
         """Import what the rest of the module needs of what left it."""
         needs = self._stay_needs()
+        if self.file.is_package:
+            needs |= {name for part in self.parts for name in part.classes}
         sources: dict[str, list[str]] = {}
         for unit, part in self._moved.items():
             for name in sorted(unit.binds & needs):

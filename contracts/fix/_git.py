@@ -7,6 +7,8 @@ import subprocess
 
 from contracts._writing import CouldNotError
 
+_SKIPPED = frozenset({"__pycache__", "node_modules"})
+
 
 def git(top: str, *arguments: str) -> str:
     """What a git command prints.
@@ -61,3 +63,19 @@ def refuse_unsafe(top: str, *, with_git: bool) -> None:
             f"The work tree has uncommitted changes ({changed[0][3:]}, {len(changed)} in all). Commit them, or pass "
             "--allow-dirty."
         )
+
+
+def listed_files(top: str, *, with_git: bool) -> list[str]:
+    """The files of a repository by absolute path, without what git ignores; without git, what is not hidden."""
+    if with_git:
+        names = git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        paths = {os.path.join(top, name) for name in names if name}
+        return [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+    found = []
+    for folder, folders, names in os.walk(top):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in _SKIPPED]
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
+        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    return found

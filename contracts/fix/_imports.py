@@ -141,16 +141,18 @@ class ImportEditor:
         document: the file.
         package: the package that relative imports start from in the file's place-to-be.
         limit: the longest line.
+        fresh: whether the file is new, so that nobody minds if an import that got shorter goes on one line.
     """
 
-    def __init__(self, document: Document, package: str | None, limit: int) -> None:
+    def __init__(self, document: Document, package: str | None, limit: int, *, fresh: bool = False) -> None:
+        self.fresh = fresh
         self.document = document
         self.package = package
         self.limit = limit
         self._block_of = {id(s): block for block in blocks(document.tree) for s in block}
         self._added: dict[tuple[int, str, bool], tuple[ast.stmt, ast.ImportFrom | None, dict[str, None]]] = {}
         self._sources: dict[ast.stmt, str] = {}
-        self._removed: set[int] = set()
+        self._gone: list[_Import] = []
 
     def spell(self, module: str, *, like: ast.ImportFrom | None) -> str:
         """A module's name, relative where a statement is."""
@@ -201,6 +203,10 @@ class ImportEditor:
         if source is not None and self.package != self.document.package and node.level:
             spelled = self.spell(source, like=node)
             text = _FROM.sub(lambda match: f"from {spelled} ", text, count=1)
+        if self.fresh and "#" not in text:
+            joined = re.sub(r"\(\s*(.*?),?\s*\)$", r"\1", text, flags=re.DOTALL)
+            if "\n" not in joined and len(joined) <= self.limit:
+                text = joined
         self.document.replace(*self.document.span(node), text)
 
     def _redirect(self, node: ast.ImportFrom, moved: Mapping[ast.alias, Binding], module: str) -> None:
@@ -222,19 +228,7 @@ class ImportEditor:
 
     def remove(self, node: _Import) -> None:
         """Take a statement out, with its line if nothing else stands there."""
-        start, end = self.document.span(node)
-        block = self._block_of[id(node)]
-        line = self.document.lines[(node.end_lineno or node.lineno) - 1]
-        rest = line[end - self.document.line_start(node.end_lineno or node.lineno) :].strip()
-        alone = not self._prefix(node).strip() and (not rest or rest.startswith("#"))
-        if len(block) == 1:
-            self.document.replace(start, end, "pass")
-        elif alone:
-            self._removed |= {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
-        else:
-            raise CouldNotError(
-                f"{self.document.place(node)} holds two statements. Write each on a line of its own first."
-            )
+        self._gone.append(node)
 
     def add(self, anchor: ast.stmt, bindings: Sequence[Binding], *, like: ast.ImportFrom | None = None) -> None:
         """Import more names, in the block of a statement: where they sort, or else right after it."""
@@ -248,18 +242,37 @@ class ImportEditor:
         for (_, module, _), (anchor, like, names) in self._added.items():
             self._add(anchor, module, [*names], like)
         document = self.document
-        for line in sorted(self._removed):
+        removed: set[int] = set()
+        for node in self._gone:
+            removed |= self._remove(node)
+        for line in sorted(removed):
             following = line + 1
-            if following in self._removed:
+            if following in removed:
                 continue
             first = line
-            while first - 1 in self._removed:
+            while first - 1 in removed:
                 first -= 1
             if following > len(document.lines) or not document.lines[following - 1].strip():
                 # The blank lines on both sides would be too many.
                 while first > 1 and not document.lines[first - 2].strip():
                     first -= 1
             document.replace(document.line_start(first), document.line_start(following), "")
+
+    def _remove(self, node: _Import) -> set[int]:
+        """The lines that go with a statement."""
+        start, end = self.document.span(node)
+        last = node.end_lineno or node.lineno
+        block = self._block_of[id(node)]
+        filled = any(key[0] == id(block) for key in self._added) and not self._prefix(node).strip()
+        if all(statement in self._gone for statement in block) and not filled:
+            self.document.replace(start, end, "pass" if node is block[0] else "")
+            if node is block[0]:
+                return set()
+        rest = self.document.lines[last - 1][end - self.document.line_start(last) :].strip()
+        if self._prefix(node).strip() or (rest and not rest.startswith("#")):
+            place = self.document.place(node)
+            raise CouldNotError(f"{place} holds two statements. Write each on a line of its own first.")
+        return {*range(node.lineno, last + 1)}
 
     def _add(self, anchor: ast.stmt, module: str, names: Sequence[str], like: ast.ImportFrom | None) -> None:
         spelled = self.spell(module, like=like)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from contracts.fix._document import Document
 from contracts.fix._imports import Binding, ImportEditor, absolute, blocks, relative
 from contracts.fix._moves import Moves
+from contracts.fix._tables import change_tables
 from contracts.fix._units import annotation_strings
 from contracts.source._mentions import Module, Paths, Reader
 from contracts.source._names import is_type_checking
-from contracts.source._scopes import Placed, Scope, own_statements
+from contracts.source._scopes import Placed, Scope, last_name, own_statements
 
 _LITERAL = re.compile(r"""[rRuU]?(?:\"\"\"|'''|"|')""")
 
@@ -32,14 +34,16 @@ class Open:
 class Rewriter(Reader):
     """Rewrites one file.
 
-    ``open`` are the places that it leaves as they are, and ``importers`` the old paths that the file imports, with
-    whether it does so in any case, rather than in a function or under a condition.
+    ``bound`` are the names that it binds or uses, ``open`` are the places that it leaves as they are, and
+    ``importers`` the old paths that the file imports, with whether it does so in any case, rather than in a function
+    or under a condition.
 
     Args:
         editor: changes the file's imports, and knows the file, whose ``edits`` grow.
         moves: what moved.
         module: the file's own name and package once all has moved.
         star_has: whether ``from module import *`` brings a name.
+        only: the lines that may change; all unless told otherwise.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Rewriter(Reader):
         moves: Moves,
         module: Module,
         star_has: Callable[[str, str], bool],
+        only: Collection[int] | None = None,
     ) -> None:
         document = editor.document
         super().__init__(document.lines, Paths(moves.paths), Module(document.module, document.package), star_has)
@@ -56,8 +61,9 @@ class Rewriter(Reader):
         self.editor = editor
         self.open: list[Open] = []
         self.importers: dict[str, bool] = {}
-        self._place = module
+        self.place = module
         self._star = star_has
+        self._only = only
         self._changes: dict[ast.ImportFrom, dict[ast.alias, Binding | None]] = {}
         self._owners: dict[Scope, list[ast.Import | ast.ImportFrom]] = {}
         self._used: dict[str, int] = {}
@@ -71,8 +77,8 @@ class Rewriter(Reader):
         self._annotations = set(annotation_strings(document.tree))
         self._needs: dict[tuple[ast.stmt, Binding], None] = {}
         nodes = [*ast.walk(document.tree)]
-        self._bound = {node.id for node in nodes if isinstance(node, ast.Name)}
-        self._bound |= {alias.asname or alias.name for alias in nodes if isinstance(alias, ast.alias)}
+        self.bound = {node.id for node in nodes if isinstance(node, ast.Name)}
+        self.bound |= {alias.asname or alias.name for alias in nodes if isinstance(alias, ast.alias)}
 
     def run(self, dropped: dict[ast.ImportFrom, set[ast.alias]] | None = None) -> None:
         """Make the edits.
@@ -92,6 +98,8 @@ class Rewriter(Reader):
                 self._from(statement)
             elif isinstance(statement, ast.Import):
                 self._import(statement)
+        if self.document.file.is_package:
+            change_tables(self, statements)
         for anchor, binding in self._needs:
             self.editor.add(anchor, [binding], like=anchor if isinstance(anchor, ast.ImportFrom) else None)
 
@@ -104,9 +112,10 @@ class Rewriter(Reader):
         targets = self._changes.pop(node, {})
         for alias in node.names:
             if alias.name == "*":
-                self._from_star(node, source)
+                if self._from_star(node, source):
+                    return
                 continue
-            if alias in targets:
+            if alias in targets or not self._may_touch(node, alias):
                 continue
             name = f"{source}.{alias.name}"
             old = self.moves.old(name)
@@ -116,7 +125,7 @@ class Rewriter(Reader):
             module, _, new = self.moves.new(name).rpartition(".")
             targets[alias] = Binding(module, new, alias.asname or alias.name)
         self._drop_unused(node, targets)
-        own_place = self._place.package != self.document.package and node.level
+        own_place = self.place.package != self.document.package and node.level
         if targets or own_place:
             self.editor.change(node, targets)
 
@@ -127,16 +136,27 @@ class Rewriter(Reader):
         elif node not in self._for_types:
             self.importers.setdefault(old, False)
 
-    def _from_star(self, node: ast.ImportFrom, source: str) -> None:
+    def _from_star(self, node: ast.ImportFrom, source: str) -> bool:
+        """Change what everything is imported from; whether it was."""
+        if not self._may_touch(node, node.names[0]):
+            return False
         if source in self.moves.modules:
-            new = Binding(self.moves.new(source), "*", "*")
-            self._changes.setdefault(node, {})
-            self.editor.change(node, {node.names[0]: new})
-            return
+            self._note_importer(node, source)
+            self.editor.change(node, {node.names[0]: Binding(self.moves.new(source), "*", "*")})
+            return True
         for name, place in self.moves.leaving(source).items():
             if self._star(source, name) and source != self.document.module:
                 module, _, last = place.rpartition(".")
-                self._needs[node, Binding(module, last, name)] = None
+                self.need(node, Binding(module, last, name))
+        return False
+
+    def need(self, anchor: ast.stmt, binding: Binding) -> None:
+        """Have something imported in the block of a statement."""
+        self._needs[anchor, binding] = None
+
+    def _may_touch(self, *nodes: Placed) -> bool:
+        """Whether one of some nodes stands in a line that may change."""
+        return self._only is None or any(node.lineno in self._only for node in nodes)
 
     def _drop_unused(self, node: ast.ImportFrom, targets: dict[ast.alias, Binding | None]) -> None:
         """A name whose every use was rewritten is not needed any more."""
@@ -156,7 +176,7 @@ class Rewriter(Reader):
     def _import(self, node: ast.Import) -> None:
         for alias in node.names:
             old = self.moves.old(alias.name)
-            if old is not None:
+            if old is not None and self._may_touch(node, alias):
                 self._note_importer(node, old)
                 start, _ = self.document.span(alias)
                 self.document.replace(start, start + len(alias.name), self.moves.new(alias.name))
@@ -182,10 +202,10 @@ class Rewriter(Reader):
     def _attribute(self, node: ast.Attribute, scope: Scope) -> bool:
         dotted = self._dotted(node, scope)
         matches = {name for name in dotted if self.moves.old(name) is not None}
-        if not matches:
+        if not matches or not self._may_touch(node):
             return False
         if len(dotted) > 1:
-            self._leave(node, f"may or may not mean {min(matches)}")
+            self.leave(node, f"may or may not mean {min(matches)}")
             return True
         (name,) = matches
         old = self.moves.old(name) or ""
@@ -216,18 +236,18 @@ class Rewriter(Reader):
             self.document.replace(*span, root.id + new[len(bound) :])
             if not is_module:
                 for anchor in plain[:1]:
-                    self._needs[anchor, Binding(new.rpartition(".")[0])] = None
+                    self.need(anchor, Binding(new.rpartition(".")[0]))
             owner = old.rpartition(".")[0]
             self._rewritten[owner] = self._rewritten.get(owner, 0) + 1
             return
         if not statements:
-            self._leave(node, f"names {old}, which is now {new}, through {root.id}")
+            self.leave(node, f"names {old}, which is now {new}, through {root.id}")
             return
         module, _, name = new.rpartition(".")
         other = f"{root.id}_{name}"
         local = self._free_name(name, other, {Binding(module, name, name), Binding(module, name, other)})
         for statement in statements:
-            self._needs[statement, Binding(module, name, local)] = None
+            self.need(statement, Binding(module, name, local))
         self.document.replace(*span, local)
         self._rewritten[root.id] = self._rewritten.get(root.id, 0) + 1
 
@@ -236,7 +256,7 @@ class Rewriter(Reader):
         for _, binding in self._needs:
             if binding in bindings:
                 return binding.bound
-        return other if name in self._bound else name
+        return other if name in self.bound else name
 
     def _binders(self, root: str, scope: Scope, old: str) -> list[ast.Import | ast.ImportFrom]:
         """The imports that bind a name as it is seen in a scope."""
@@ -264,35 +284,37 @@ class Rewriter(Reader):
         new, _, name = self.moves.new(old).rpartition(".")
         argument = call.args[0] if isinstance(call, ast.Call) and call.args else None
         is_direct = node.value is call and argument is not None and name == node.attr
-        if not is_direct or argument is None or not self._replace_text(argument, module, new):
-            self._leave(node, f"names {old}, which is now {new}.{name}")
+        if not is_direct or argument is None or not self.replace_text(argument, module, new):
+            self.leave(node, f"names {old}, which is now {new}.{name}")
 
     # Strings
 
     def add(self, node: Placed, form: str, name: str, path: str, *, is_module: bool = False) -> None:
         """A string that is a path, or names an attribute of something."""
         del is_module
-        if form != "string":
+        if form != "string" or not self._may_touch(node):
             return
         if path in self.moves.copied and self.moves.old(name) is None:
             new = self.moves.copied[path]
             if new is None:
-                self._leave(node, f"names {path}, which is there still, but what used it there may have moved")
+                self.leave(node, f"names {path}, which is there still, but what used it there may have moved")
                 return
             new += name[len(path) :]
         else:
             new = self.moves.new(name)
-        if self._replace_text(node, name, new):
+        if self.replace_text(node, name, new):
             return
-        self._leave(node, f"names {name}, which is now {new}")
+        self.leave(node, f"names {name}, which is now {new}")
 
-    def _replace_text(self, node: ast.AST, name: str, new: str) -> bool:
-        """Replace a path in a literal, in the form in which it stands there."""
+    def replace_text(self, node: ast.AST, name: str, new: str, *, plain: bool = False) -> bool:
+        """Replace a path in a literal, in the form in which it stands there; as it stands, if ``plain``."""
         text = self.document.source(node)
         if isinstance(node, ast.Constant) and _LITERAL.match(text):
             forms = [(name, new)]
             value = node.value if isinstance(node.value, str) else ""
-            if value.startswith(".") and self._place.package:
+            if plain:
+                pass
+            elif value.startswith(".") and self.place.package:
                 level = len(value) - len(value.lstrip("."))
                 base = name[: len(name) - len(value.lstrip("."))].rstrip(".")
                 forms = [(value, relative(new, base))] if level == 1 else []
@@ -307,7 +329,7 @@ class Rewriter(Reader):
         return False
 
     def _string(self, node: ast.expr, scope: Scope, package: str | None) -> bool:
-        if node in self._annotations and isinstance(node, ast.Constant):
+        if node in self._annotations and isinstance(node, ast.Constant) and self._may_touch(node):
             self._annotation(node, scope)
             return True
         return super()._string(node, scope, package)
@@ -347,8 +369,27 @@ class Rewriter(Reader):
         for child in ast.iter_child_nodes(node):
             self._in_annotation(child, scope, shift)
 
-    def _leave(self, node: ast.AST, reason: str) -> None:
+    def leave(self, node: ast.AST, reason: str) -> None:
+        """Note a place that stays as it is."""
         self.open.append(Open(self.document.path, node.lineno, reason))  # type: ignore[attr-defined]
+
+
+def fragile(document: Document) -> list[Open]:
+    """The places in a file that may mean something else once the file lies elsewhere."""
+    found = []
+    for node in ast.walk(document.tree):
+        if isinstance(node, ast.Name) and node.id in {"__file__", "__package__", "__path__"}:
+            reason = f"uses {node.id}, which is another one in the new place"
+        elif isinstance(node, ast.Call) and last_name(node.func) == "import_module" and _is_relative(node.args[:1]):
+            reason = "imports by a relative name, which means another module in the new place"
+        else:
+            continue
+        found.append(Open(document.path, node.lineno, reason))
+    return found
+
+
+def _is_relative(arguments: Sequence[ast.expr]) -> bool:
+    return any(isinstance(a, ast.Constant) and isinstance(a.value, str) and a.value.startswith(".") for a in arguments)
 
 
 def _with_colon(value: str, name: str, new: str) -> str:

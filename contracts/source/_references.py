@@ -21,7 +21,6 @@ from contracts.source._tree import SourceFile, relative_path
 
 if TYPE_CHECKING:
     from contracts.source._index import Index
-    from contracts.source._outside import OutsideFiles
 
 
 _DOCUMENTS = (".ipynb", ".md", ".rst")
@@ -51,13 +50,13 @@ class Reference(NamedTuple):
 
 
 def find_references(
-    index: Index, paths: Iterable[str], outside: OutsideFiles | None
+    index: Index, paths: Iterable[str], outside: Iterable[SourceFile]
 ) -> tuple[list[Reference], list[Problem]]:
     """Every place that names one of the paths or something in it, and the files that could not be read."""
     finder = _Finder(index, Paths(paths))
     for file in [*index.tree.files.values(), *index.tree.shadowed]:
         finder.look_at(file, file.module)
-    for file in outside.files if outside is not None else ():
+    for file in outside:
         finder.look_at(file, None)
     return sorted(set(finder.found)), sorted(set(finder.problems))
 

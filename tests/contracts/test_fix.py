@@ -105,7 +105,11 @@ def test_moves_a_module_whole_and_a_class_out_of_another(repository):
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     assert repository.run(tests, path=[repository.folder]).returncode == 0
     assert repository.apply() == (
-        "SlowBackend: pkg.many -> pkg.backends.slow\npkg.fast_backend -> pkg.backends.fast\n"
+        "pkg/fast_backend.py -> pkg/backends/fast.py\n"
+        "SlowBackend: pkg/many.py -> pkg/backends/slow.py\n"
+        "So that nobody uses the old paths again, add to a retired_modules contract:\n"
+        "    pkg.fast_backend -> pkg.backends.fast\n"
+        "    pkg.many.SlowBackend -> pkg.backends.slow.SlowBackend\n"
     )
     after = repository.files()
     assert "pkg/fast_backend.py" not in after

@@ -606,7 +606,7 @@ def _references(folder: Path, paths):
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         index = Index(["pkg"], Cache(None, []))
-        outside = OutsideFiles("also_scan", ["t"], index.tree) if (folder / "t").exists() else None
+        outside = OutsideFiles("also_scan", ["t"], index.tree).files if (folder / "t").exists() else ()
         return find_references(index, paths, outside)
 
 
