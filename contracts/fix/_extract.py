@@ -10,20 +10,30 @@ from contracts._writing import CouldNotError
 from contracts.fix._document import Document, apply
 from contracts.fix._imports import Binding, ImportEditor
 from contracts.fix._moves import Moves
+from contracts.fix._open import Open
 from contracts.fix._units import Unit, defining, module_names, units
-from contracts.fix._uses import Open, Rewriter
+from contracts.fix._uses import Rewriter
 from contracts.source._mentions import Module
 from contracts.source._tree import SourceFile
 
 
 @dataclass
 class Part:
-    """A module that comes to be: its name, its file, and the statements that go there."""
+    """A module that comes to be: its name, its file, and the statements that go there.
+
+    ``copies`` are those that stay, too: a logger, say, is each module's own.
+    """
 
     module: str
     path: str
     classes: list[str]
     units: list[Unit] = field(default_factory=list)
+    copies: list[Unit] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Unit]:
+        """All statements of the new module, imports aside, in their order."""
+        return sorted([*self.units, *self.copies], key=lambda unit: unit.first)
 
     @property
     def package(self) -> str:
@@ -59,6 +69,7 @@ class Split:
             part.units += [unit for unit in self._units if _root_of_target(unit.statement) in names]
         for part in self.parts:
             self._take_along(part)
+            self._copy(part)
         self._moved = {unit: part for part in self.parts for unit in part.units}
         self._stays = [unit for unit in self._units if unit not in self._moved]
         self.names = {
@@ -111,6 +122,17 @@ class Split:
             candidates -= kept
         part.units = [unit for unit in self._units if unit in part.units or unit in candidates]
 
+    def _copy(self, part: Part) -> None:
+        """Make again what is made of the module's name, and needed on both sides."""
+        pending = list(part.units)
+        while pending:
+            for name in pending.pop().needs:
+                for unit in defining(self._units, name):
+                    is_own = isinstance(unit.statement, ast.Assign | ast.AnnAssign) and "__name__" in unit.needs
+                    if is_own and unit not in part.all:
+                        part.copies.append(unit)
+                        pending.append(unit)
+
     def _may_go(self, unit: Unit) -> bool:
         if not unit.is_definition:
             return False
@@ -134,7 +156,7 @@ class Split:
         """The imported names that moved along, as ``Moves`` has them."""
         found: dict[str, str | None] = {}
         for part in self.parts:
-            for name in sorted(self._needs(part.units)):
+            for name in sorted(self._needs(part.all)):
                 if any(unit.is_import or unit.is_guard for unit in defining(self._units, name)):
                     path = f"{self.module}.{name}"
                     gone = name not in self._stay_needs() and path not in found and not self._kept_import(name)
@@ -160,7 +182,7 @@ class Split:
     ) -> tuple[str, list[Open]]:
         """The text of a new module, and what in it could not be decided."""
         document, twins = self._fresh()
-        needs = self._needs(part.units)
+        needs = self._needs(part.all)
         chosen = [
             unit
             for unit in self._units
@@ -189,7 +211,7 @@ class Split:
             header += "\n"
         pairs = zip([None, *chosen], chosen, strict=False)
         head = header + "".join(self._gap(before, unit) + text_of(unit) for before, unit in pairs)
-        text = _joined(head.rstrip("\n") + "\n" if head else "", part.units, text_of)
+        text = _joined(head.rstrip("\n") + "\n" if head else "", part.all, text_of)
         text = self._with_own_imports(part, text, limit, needs - {n for u in chosen for n in u.binds})
         return text, rewriter.open
 
@@ -211,7 +233,7 @@ class Split:
             known = {name for other in self._units for name in other.binds}
             return bool(needs - known)
         if isinstance(unit.statement, ast.Import) and not unit.statement.names[0].asname:
-            text = "\n".join("\n".join(self._document.lines[u.first - 1 : u.last]) for u in part.units)
+            text = "\n".join("\n".join(self._document.lines[u.first - 1 : u.last]) for u in part.all)
             dotted = [alias.name for alias in unit.statement.names]
             return bool(unit.binds & needs) and ("." not in "".join(dotted) or any(name in text for name in dotted))
         return bool(unit.binds & needs)
@@ -225,7 +247,7 @@ class Split:
 
     def _with_own_imports(self, part: Part, text: str, limit: int, names: set[str]) -> str:
         """Import what stayed behind, or went to another new module."""
-        own = {name for unit in part.units for name in unit.binds}
+        own = {name for unit in part.all for name in unit.binds}
         sources: dict[str, list[str]] = {}
         for name in sorted(names - own):
             for unit in defining(self._units, name)[:1]:
@@ -240,7 +262,7 @@ class Split:
         """The module without what left it, as an edited document."""
         document, twins = self._fresh()
         stay_needs = self._needs(self._stays)
-        went = {name for part in self.parts for name in self._needs(part.units)}
+        went = {name for part in self.parts for name in self._needs(part.all)}
         gone = {name for name in went - stay_needs if not self._kept_import(name)}
         editor = ImportEditor(document, self.package, limit)
         rewriter = Rewriter(editor, moves, Module(self.module, self.package), star_has)
@@ -349,7 +371,8 @@ def with_imports(text: str, module: str, path: str, sources: Mapping[str, Sequen
             editor.add(anchors[-1], bindings, like=like)
         else:
             line = next((n for n, content in enumerate(document.lines, 1) if not content.startswith("#")), 1)
-            document.insert(document.line_start(line), f"\nfrom {source} import {', '.join(names)}\n")
+            text = f"from {source} import {', '.join(names)}\n"
+            document.insert(document.line_start(line), f"\n{text}" if line > 1 else f"{text}\n\n")
     editor.finish()
     return document.edited().decode()
 

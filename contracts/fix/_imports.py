@@ -153,6 +153,7 @@ class ImportEditor:
         self._added: dict[tuple[int, str, bool], tuple[ast.stmt, ast.ImportFrom | None, dict[str, None]]] = {}
         self._sources: dict[ast.stmt, str] = {}
         self._gone: list[_Import] = []
+        self._inserted: set[int] = set()
 
     def spell(self, module: str, *, like: ast.ImportFrom | None) -> str:
         """A module's name, relative where a statement is."""
@@ -246,17 +247,23 @@ class ImportEditor:
         for node in self._gone:
             removed |= self._remove(node)
         for line in sorted(removed):
-            following = line + 1
-            if following in removed:
-                continue
-            first = line
-            while first - 1 in removed:
-                first -= 1
-            if following > len(document.lines) or not document.lines[following - 1].strip():
-                # The blank lines on both sides would be too many.
-                while first > 1 and not document.lines[first - 2].strip():
+            if line - 1 not in removed or line in self._inserted:
+                last = line
+                while last + 1 in removed and last + 1 not in self._inserted:
+                    last += 1
+                first, following = self._with_blanks(line, last + 1)
+                document.replace(document.line_start(first), document.line_start(following), "")
+
+    def _with_blanks(self, first: int, following: int) -> tuple[int, int]:
+        """The lines that go, with the blank ones that would be too many: around them, or at the file's start."""
+        lines = self.document.lines
+        if not self._inserted & {first, following}:
+            if following > len(lines) or not lines[following - 1].strip():
+                while first > 1 and not lines[first - 2].strip():
                     first -= 1
-            document.replace(document.line_start(first), document.line_start(following), "")
+            while first == 1 and following <= len(lines) and not lines[following - 1].strip():
+                following += 1
+        return first, following
 
     def _remove(self, node: _Import) -> set[int]:
         """The lines that go with a statement."""
@@ -286,6 +293,7 @@ class ImportEditor:
         self._insert_line(at or (anchor.end_lineno or anchor.lineno) + 1, f"{indent}{text}")
 
     def _insert_line(self, line: int, text: str) -> None:
+        self._inserted.add(line)
         at = self.document.line_start(line)
         if at and not self.document.text[:at].endswith(("\n", "\r")):
             self.document.insert(at, f"\n{text}")  # the last line has no end

@@ -19,8 +19,9 @@ from contracts.fix._destination import Misplaced, misplaced, moves_whole, new_mo
 from contracts.fix._exports import Exporter
 from contracts.fix._extract import Part, Split
 from contracts.fix._moves import Moves
+from contracts.fix._open import Open, fragile
 from contracts.fix._units import units
-from contracts.fix._uses import Open, Rewriter, fragile
+from contracts.fix._uses import Rewriter
 from contracts.fix._workspace import CycleError, Workspace
 from contracts.retired_modules import RetiredModulesContract, Retirement
 from contracts.source import ClassDefinition

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from contracts.fix._document import Document, Edit
 from contracts.fix._imports import ImportEditor
 from contracts.fix._moves import Moves
-from contracts.fix._uses import Open, Rewriter
+from contracts.fix._open import Open
+from contracts.fix._uses import Rewriter
 from contracts.source._mentions import Module
 from contracts.source._snippets import Part, parts
 from contracts.source._tree import SourceFile

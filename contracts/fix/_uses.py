@@ -5,30 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
-from contracts.fix._document import Document
 from contracts.fix._imports import Binding, ImportEditor, absolute, blocks, relative
 from contracts.fix._moves import Moves
+from contracts.fix._open import Open
 from contracts.fix._tables import change_tables
 from contracts.fix._units import annotation_strings
 from contracts.source._mentions import Module, Paths, Reader
 from contracts.source._names import is_type_checking
-from contracts.source._scopes import Placed, Scope, last_name, own_statements
+from contracts.source._scopes import Placed, Scope, own_statements
 
 _LITERAL = re.compile(r"""[rRuU]?(?:\"\"\"|'''|"|')""")
-
-
-@dataclass(frozen=True, order=True)
-class Open:
-    """A place that names something that moved and was left as it is, and why."""
-
-    path: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line} {self.reason}"
 
 
 class Rewriter(Reader):
@@ -245,11 +232,30 @@ class Rewriter(Reader):
             return
         module, _, name = new.rpartition(".")
         other = f"{root.id}_{name}"
-        local = self._free_name(name, other, {Binding(module, name, name), Binding(module, name, other)})
-        for statement in statements:
-            self.need(statement, Binding(module, name, local))
+        if self._is_imported(name, new, for_types=shift is not None):
+            local = name
+        else:
+            local = self._free_name(name, other, {Binding(module, name, name), Binding(module, name, other)})
+            for statement in statements:
+                self.need(statement, Binding(module, name, local))
         self.document.replace(*span, local)
         self._rewritten[root.id] = self._rewritten.get(root.id, 0) + 1
+
+    def _is_imported(self, name: str, new: str, *, for_types: bool) -> bool:
+        """Whether a name stands for ``new`` all over the file, or for type checkers at least."""
+        body = self.document.tree.body
+        found = False
+        for node in ast.walk(self.document.tree):
+            if isinstance(node, ast.ImportFrom):
+                source = absolute(node, self.document.package)
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        if self.moves.new(f"{source}.{alias.name}") != new:
+                            return False
+                        found |= node in (own_statements(body) if for_types else body)
+            elif name in _other_bindings(node):
+                return False
+        return found
 
     def _free_name(self, name: str, other: str, bindings: set[Binding]) -> str:
         """A name under which to import something in this file."""
@@ -374,22 +380,14 @@ class Rewriter(Reader):
         self.open.append(Open(self.document.path, node.lineno, reason))  # type: ignore[attr-defined]
 
 
-def fragile(document: Document) -> list[Open]:
-    """The places in a file that may mean something else once the file lies elsewhere."""
-    found = []
-    for node in ast.walk(document.tree):
-        if isinstance(node, ast.Name) and node.id in {"__file__", "__package__", "__path__"}:
-            reason = f"uses {node.id}, which is another one in the new place"
-        elif isinstance(node, ast.Call) and last_name(node.func) == "import_module" and _is_relative(node.args[:1]):
-            reason = "imports by a relative name, which means another module in the new place"
-        else:
-            continue
-        found.append(Open(document.path, node.lineno, reason))
-    return found
-
-
-def _is_relative(arguments: Sequence[ast.expr]) -> bool:
-    return any(isinstance(a, ast.Constant) and isinstance(a.value, str) and a.value.startswith(".") for a in arguments)
+def _other_bindings(node: ast.AST) -> Sequence[str]:
+    """The name that a node binds, where it is no import."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+            return (name,)
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return (name,)
+    return ()
 
 
 def _with_colon(value: str, name: str, new: str) -> str:

@@ -16,7 +16,7 @@ from contracts.fix._document import Document
 from contracts.fix._git import listed_files
 from contracts.fix._imports import ImportEditor, line_length
 from contracts.fix._moves import Moves
-from contracts.fix._uses import Open
+from contracts.fix._open import Open
 from contracts.source import SourceError, relative_path
 from contracts.source._candidates import Text
 from contracts.source._outside import SUFFIXES

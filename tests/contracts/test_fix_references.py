@@ -115,7 +115,7 @@ CASES = {
         'def f(a: "SlowBackend", b: "list[m.SlowBackend]", c: "m.other") -> SlowBackend: ...\n',
         "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
         "    from pkg.backends.slow import SlowBackend\n    import pkg.many as m\n\n\n"
-        'def f(a: "SlowBackend", b: "list[m.SlowBackend]", c: "m.other") -> SlowBackend: ...\n',
+        'def f(a: "SlowBackend", b: "list[SlowBackend]", c: "m.other") -> SlowBackend: ...\n',
     ),
     "dotted-annotation-in-quotes": (
         "import pkg.fast_backend\n\n\ndef f(a: 'pkg.fast_backend.FastBackend | None'): ...\n",
@@ -151,9 +151,8 @@ CASES = {
         "from pkg.backends.slow \\\n    import SlowBackend\n\nassert SlowBackend\n",
     ),
     "line-too-long-by-then": (
-        "from pkg.many import SlowBackend as a_very_long_name_that_fills_the_line_almost_to_its_end\n",
-        "from pkg.backends.slow import (\n"
-        "    SlowBackend as a_very_long_name_that_fills_the_line_almost_to_its_end,\n)\n",
+        "from pkg.many import SlowBackend as a_very_long_name_that_fills_the_line_almost_wholly\n",
+        "from pkg.backends.slow import (\n    SlowBackend as a_very_long_name_that_fills_the_line_almost_wholly,\n)\n",
     ),
 }
 
@@ -202,7 +201,8 @@ def test_keeps_bytes_that_are_no_reference(repository):
     repository.apply()
     folder = repository.folder
     assert (folder / "a.py").read_bytes().decode() == text.replace(
-        "from pkg.many import  other ,SlowBackend", "from pkg.backends.slow import SlowBackend\r\nfrom pkg.many import  other"
+        "from pkg.many import  other ,SlowBackend",
+        "from pkg.backends.slow import SlowBackend\r\nfrom pkg.many import  other",
     )
     assert (folder / "b.py").read_bytes() == latin.replace(b"pkg.many", b"pkg.backends.slow")
     assert (folder / "c.py").read_bytes() == other
