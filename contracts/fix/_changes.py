@@ -89,14 +89,19 @@ class Changes:
             added = [path for path in self.written if path not in self.before and path not in self.renamed.values()]
             if with_git and added:
                 git(self.top, "add", "--intent-to-add", "--", *added)  # so that `git diff` shows them
-            for kept in self._kept:
-                os.unlink(kept)
         except BaseException as error:
             undo.close()
             if isinstance(error, OSError):
                 where = self.show(error.filename) if isinstance(error.filename, str) else self.top
                 raise CouldNotError(f"{where} cannot be written: {error.strerror}. Nothing was changed.") from error
             raise
+        # All is done; what follows can only leave something behind.
+        for kept in self._kept:
+            try:
+                os.unlink(kept)
+            except OSError as error:
+                shown = self.show(kept)
+                raise CouldNotError(f"All was changed, but {shown} could not be deleted: {error.strerror}.") from error
 
     def _refuse(self) -> None:
         origins = {*self.renamed.values()}
@@ -113,14 +118,6 @@ class Changes:
 
     def _stage(self, path: str, content: bytes, undo: contextlib.ExitStack) -> str:
         """Write what a file will hold beside it, so that all that can fail for want of space fails now."""
-        missing = os.path.dirname(path)
-        new_folders = []
-        while not os.path.isdir(missing):
-            new_folders.append(missing)
-            missing = os.path.dirname(missing)
-        for folder in reversed(new_folders):
-            os.mkdir(folder)
-            undo.callback(os.rmdir, folder)
         stored = f"{path}.{os.urandom(4).hex()}.tmp"
         undo.callback(_unlink, stored)
         with open(stored, "xb") as file:
@@ -144,7 +141,6 @@ class Changes:
         os.replace(stored, target)
 
     def _rename(self, old: str, new: str, *, with_git: bool) -> None:
-        os.makedirs(os.path.dirname(new), exist_ok=True)
         if with_git:
             git(self.top, "mv", old, new)
         else:

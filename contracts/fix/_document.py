@@ -31,6 +31,14 @@ class Edit(NamedTuple):
     text: str
 
 
+class Unsaved(SourceFile):
+    """A file that is, as yet, in memory only."""
+
+    def __init__(self, path: str, module: str, content: bytes) -> None:
+        super().__init__(path, module, is_package=False)
+        self._content = content
+
+
 class Document:
     """A file, with its text as it is stored.
 

@@ -11,7 +11,6 @@ from contracts.fix._moves import Moves
 from contracts.source._scopes import own_statements
 
 _LAZY = """
-
 {table}
 
 
@@ -74,8 +73,13 @@ class Exporter:
                 return statement
         return None
 
-    def add(self, module: str, name: str) -> None:
+    def add(self, module: str, name: str, *, demanded: bool) -> None:
         """Export ``name`` of ``module``: import it, and list it in ``__all__``.
+
+        Args:
+            module: the module.
+            name: the class.
+            demanded: whether there must be an ``__all__``.
 
         Raises:
             CouldNotError: the package has something else of that name.
@@ -87,7 +91,8 @@ class Exporter:
             raise CouldNotError(
                 f"{self.document.place(known)} {self.package} has another {name}. Rename one of them first."
             )
-        self._listed[name] = module
+        if demanded or self._displays:
+            self._listed[name] = module
 
     def add_lazily(self, module: str, name: str, *, listed: bool) -> None:
         """Export a class that is imported when it is first asked for, since not everyone can import its module.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts._writing import CouldNotError
-from contracts.fix._document import Document, apply
+from contracts.fix._document import Document, Unsaved, apply
 from contracts.fix._imports import Binding, ImportEditor
 from contracts.fix._moves import Moves
 from contracts.fix._open import Open
@@ -358,9 +358,7 @@ def with_imports(text: str, module: str, path: str, sources: Mapping[str, Sequen
     """A module's text with more imports, in their place."""
     if not sources:
         return text
-    file = SourceFile(path, module, is_package=False)
-    file.__dict__["content"] = text.encode()
-    document = Document(file, module, module.rpartition(".")[0])
+    document = Document(Unsaved(path, module, text.encode()), module, module.rpartition(".")[0])
     editor = ImportEditor(document, document.package, limit)
     imports = [s for s in document.tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
     anchors = [s for s in imports if isinstance(s, ast.ImportFrom) and s.module != "__future__"] or imports

@@ -153,6 +153,7 @@ class ImportEditor:
         self._added: dict[tuple[int, str, bool], tuple[ast.stmt, ast.ImportFrom | None, dict[str, None]]] = {}
         self._sources: dict[ast.stmt, str] = {}
         self._gone: list[_Import] = []
+        self._changed: set[_Import] = set()
         self._inserted: set[int] = set()
 
     def spell(self, module: str, *, like: ast.ImportFrom | None) -> str:
@@ -168,6 +169,7 @@ class ImportEditor:
             node: the statement.
             targets: where names come from now; None for a name that goes.
         """
+        self._changed.add(node)
         source = absolute(node, self.document.package)
         stays = [alias for alias in node.names if alias not in targets]
         moved = {alias: target for alias, target in targets.items() if target is not None}
@@ -282,6 +284,10 @@ class ImportEditor:
         return {*range(node.lineno, last + 1)}
 
     def _add(self, anchor: ast.stmt, module: str, names: Sequence[str], like: ast.ImportFrom | None) -> None:
+        known = self._importing(self._block_of[id(anchor)], module) if names else None
+        if known is not None:
+            self._extend(known, names)
+            return
         spelled = self.spell(module, like=like)
         indent = self._indent(anchor)
         wrapped = like is not None and "(" in self.document.source(like)
@@ -291,6 +297,38 @@ class ImportEditor:
             return
         at = self._sorted_place(anchor, spelled) if names else None
         self._insert_line(at or (anchor.end_lineno or anchor.lineno) + 1, f"{indent}{text}")
+
+    def _importing(self, block: Sequence[ast.stmt], module: str) -> ast.ImportFrom | None:
+        """A statement of a block that imports names from a module already, and goes on so."""
+        if self.package != self.document.package:
+            return None
+        for node in block:
+            if not isinstance(node, ast.ImportFrom) or node in self._gone or node in self._changed:
+                continue
+            if absolute(node, self.document.package) == module and node.names[0].name != "*":
+                return node
+        return None
+
+    def _extend(self, node: ast.ImportFrom, names: Sequence[str]) -> None:
+        """Import more names in a statement."""
+        known = [_with_name(alias) for alias in node.names]
+        new = [name for name in names if name not in known]
+        everything = [*known, *new]
+        if known == sorted(known, key=_import_order):
+            everything.sort(key=_import_order)
+        source = self.document.source(node)
+        if "(" not in source or "#" not in source:
+            spelled = "." * node.level + (node.module or "")
+            wrapped = "\n" in source or "\r" in source
+            text = render(spelled, everything, self._indent(node), self.limit, wrapped=wrapped)
+            self.document.replace(*self.document.span(node), text)
+            return
+        last = self.document.span(node.names[-1])[1]
+        end = self.document.text.index(")", last)
+        comma = "" if "," in self.document.text[last:end].partition("#")[0] else ","
+        self.document.insert(last, comma)
+        line = self.document.line_start(self.document.line_of(end))
+        self.document.insert(line, "".join(f"{self._indent(node)}    {name},\n" for name in new))
 
     def _insert_line(self, line: int, text: str) -> None:
         self._inserted.add(line)
@@ -343,3 +381,13 @@ class ImportEditor:
 
     def _line(self, node: ast.stmt) -> str:
         return self.document.lines[node.lineno - 1]
+
+
+def _with_name(alias: ast.alias) -> str:
+    return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+
+
+def _import_order(name: str) -> tuple[int, str]:
+    """Constants, classes and the rest, as isort and ruff order them."""
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    return kind, name

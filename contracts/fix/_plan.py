@@ -265,7 +265,7 @@ class _Planner:
             self._plan.said.append(f"{path} exports nothing, so it does not export {name} either.")
         elif not self._is_optional(definition) and module not in self._lazily:
             self.exported.add(module)
-            exporter.add(module, name)
+            exporter.add(module, name, demanded=demanded)
         elif not demanded and (others := self._unexported(exporter, package, definition)):
             self._plan.said.append(
                 f"{path} does not export {name}, which is imported only under conditions, as it does not export "
@@ -364,7 +364,12 @@ class _Planner:
             if not isinstance(contract, CompleteExportsContract):
                 continue
             bases = cast("list[str]", contract.base_classes)
-            names = {finding.name: finding for finding in self._configured.findings(contract)}
+            try:
+                names = {finding.name: finding for finding in self._configured.findings(contract)}
+            except CouldNotError:
+                if not self._work.moves:
+                    raise
+                continue  # it may be about what moves only now
             for definition in self._index.subclasses(bases, self._configured.graph).found if names else ():
                 if names.pop(definition.dotted_name, None) is None:
                     continue
@@ -375,6 +380,6 @@ class _Planner:
                     exporter.add_lazily(module, definition.name, listed=True)
                 else:
                     self.exported.add(module)
-                    exporter.add(module, definition.name)
+                    exporter.add(module, definition.name, demanded=True)
                 self._plan.said.append(f"{exporter.document.path}: exports {definition.name}")
             self._plan.left += [str(finding) for finding in names.values()]

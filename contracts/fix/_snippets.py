@@ -9,14 +9,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Collection, Iterator
 
-from contracts.fix._document import Document, Edit
+from contracts.fix._document import Document, Edit, Unsaved
 from contracts.fix._imports import ImportEditor
 from contracts.fix._moves import Moves
 from contracts.fix._open import Open
 from contracts.fix._uses import Rewriter
 from contracts.source._mentions import Module
 from contracts.source._snippets import Part, parts
-from contracts.source._tree import SourceFile
 
 _ANY_LENGTH = 10_000
 
@@ -39,9 +38,7 @@ def rewrite(
     """
     open_: list[Open] = []
     for part in parts(text.file):
-        file = SourceFile(text.file.path, "", is_package=False)
-        file.__dict__["content"] = "\n".join(part.lines).encode()
-        snippet = Document(file, None, None)
+        snippet = Document(Unsaved(text.file.path, "", "\n".join(part.lines).encode()), None, None)
         editor = ImportEditor(snippet, None, _ANY_LENGTH)
         lines = None if only is None else {n for n, (line, _) in enumerate(part.places, 1) if line in only}
         rewriter = Rewriter(editor, moves, Module(None, None), star_has, lines)

@@ -174,7 +174,7 @@ def test_a_path_that_is_public_stays_public(repository):
         user="from pkg.sub import SlowBackend\nfrom pkg.many import *\n\nSlowBackend, other\n",
     )
     assert rest == (
-        '__all__ = ["SlowBackend", "other"]\n\nfrom pkg.backends.slow import SlowBackend\n\n\ndef other():\n    return 1\n'
+        '__all__ = ["SlowBackend", "other"]\n\nfrom pkg.backends.slow import SlowBackend\n\n\ndef other():\n    return 1\n'  # noqa: E501  as the file says it
     )
     assert repository.files()["pkg/sub/__init__.py"] == "from pkg.backends.slow import SlowBackend as SlowBackend\n"
 

@@ -85,7 +85,7 @@ CASES = {
         "assert many.other()\n",
     ),
     "parentheses-and-comments": (
-        "from pkg.many import (  # all of it\n    SlowBackend,  # slow\n    other,  # and other\n)\n\nother(), SlowBackend\n",
+        "from pkg.many import (  # all of it\n    SlowBackend,  # slow\n    other,  # and other\n)\n\nother(), SlowBackend\n",  # noqa: E501  as the file says it
         "from pkg.backends.slow import (\n    SlowBackend,\n)\nfrom pkg.many import (  # all of it\n"
         "    other,  # and other\n)\n\nother(), SlowBackend\n",
     ),
@@ -95,7 +95,7 @@ CASES = {
         "    other,  # and other\n)\n\nother(), SlowBackend\n",
     ),
     "in-function": (
-        "def f():\n    from pkg.many import SlowBackend, other\n    return SlowBackend.size + other()\n\n\nassert f() == 10\n",
+        "def f():\n    from pkg.many import SlowBackend, other\n    return SlowBackend.size + other()\n\n\nassert f() == 10\n",  # noqa: E501  as the file says it
         "def f():\n    from pkg.backends.slow import SlowBackend\n    from pkg.many import other\n"
         "    return SlowBackend.size + other()\n\n\nassert f() == 10\n",
     ),
@@ -139,7 +139,7 @@ CASES = {
     ),
     "star-of-what-stays": (
         "from pkg.many import *\n\nassert SlowBackend.size + other() == 10\n",
-        "from pkg.backends.slow import SlowBackend\nfrom pkg.many import *\n\nassert SlowBackend.size + other() == 10\n",
+        "from pkg.backends.slow import SlowBackend\nfrom pkg.many import *\n\nassert SlowBackend.size + other() == 10\n",  # noqa: E501  as the file says it
     ),
     "one-line": (
         "import sys; from pkg.many import SlowBackend\nif sys: import pkg.fast_backend as fb\nassert fb, SlowBackend\n",
@@ -173,7 +173,7 @@ def test_changes_relative_imports_and_keeps_them_relative(repository):
     """From modules beside, above and below."""
     repository.write(
         {
-            "pkg/beside.py": "from . import fast_backend, many\nfrom .many import SlowBackend, other\nmany, fast_backend\n",
+            "pkg/beside.py": "from . import fast_backend, many\nfrom .many import SlowBackend, other\nmany, fast_backend\n",  # noqa: E501  as the file says it
             "pkg/deep/__init__.py": "from ..fast_backend import FastBackend as FastBackend\n",
             "pkg/backends/own.py": "from ..many import SlowBackend\n",
         }
