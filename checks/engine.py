@@ -109,8 +109,11 @@ def why_not(row: Backend, check: Check, case: Case, world: World) -> str | None:
     return None
 
 
-def judge(world: World, row: Backend, check: Check, seed: int = 0) -> Outcome:
-    """Run every case of a check that applies to a backend, up to the first that fails."""
+def judge(world: World, row: Backend, check: Check, seed: int = 0, command: str = "pytest --pyargs checks") -> Outcome:
+    """Run every case of a check that applies to a backend, up to the first that fails.
+
+    ``command`` is what the message says to start to see it again; the options are added.
+    """
     start = time.perf_counter()
     left_out: list[str] = []
     reasons: list[str] = []
@@ -148,7 +151,7 @@ def judge(world: World, row: Backend, check: Check, seed: int = 0) -> Outcome:
             head = f"rank {failure.rank} of {world.size}: {head}"
         message = (
             f"{row.name}: {check.name}: {head} (in {failing}). Should be: {check.property} "
-            f"Reproduce: {_command(row, check, world, seed)}"
+            f"Reproduce: {command} {_options(row, check, world, seed)}"
         )
         return outcome("broken", message, detail)
     if not count:
@@ -196,7 +199,7 @@ def _run_drawn(run: Callable[[Case], None], row: Backend, check: Check, world: W
     return drawn
 
 
-def _command(row: Backend, check: Check, world: World, seed: int) -> str:
+def _options(row: Backend, check: Check, world: World, seed: int) -> str:
     options = [f"--backend {row.name}", f"--world-size {world.size}", f"--seed {seed}"]
     if row.fused_moe != DEFAULT_PACKAGE:
         options.append(f"--fused-moe {row.fused_moe}")
@@ -206,4 +209,4 @@ def _command(row: Backend, check: Check, world: World, seed: int) -> str:
         options.append(f"--device {world.device}")
     if world.transport != "torch":
         options.append(f"--transport {world.transport}")
-    return f"pytest --pyargs checks {' '.join(options)} -k {check.name}"
+    return f"{' '.join(options)} -k {check.name}"

@@ -56,14 +56,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 class Contract:
     """A backend, a check, and the world to run it in."""
 
-    def __init__(self, row: "Backend", check: str, world: "World", seed: int) -> None:
-        self.row, self.check, self.world, self.seed = row, check, world, seed
+    def __init__(self, row: "Backend", check: str, world: "World", seed: int, command: str) -> None:
+        self.row, self.check, self.world, self.seed, self.command = row, check, world, seed, command
 
     def hold(self) -> None:
         """Fail or skip as the check comes out."""
         from checks.engine import all_checks, judge  # noqa: PLC0415 -- see the module
 
-        outcome = judge(self.world, self.row, all_checks()[self.check], self.seed)
+        outcome = judge(self.world, self.row, all_checks()[self.check], self.seed, self.command)
         if outcome.status == "skipped":
             pytest.skip(outcome.message)
         if outcome.status == "broken":
@@ -116,4 +116,6 @@ def moe_contract(request: pytest.FixtureRequest, _moe_worlds: "Worlds") -> Contr
 
     row, name, size = request.param
     world = _moe_worlds.get(size, all_checks()[name].packages(row))
-    return Contract(row, name, world, request.config.getoption("--seed"))
+    own = bool(getattr(request.function, _ROWS, ()))
+    command = f"pytest {request.path.name}" if own else "pytest --pyargs checks"
+    return Contract(row, name, world, request.config.getoption("--seed"), command)

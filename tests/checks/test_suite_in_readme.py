@@ -62,3 +62,4 @@ def test_a_wrong_backend_of_ones_own_is_caught(tmp_path):
     code, output = _run_example(tmp_path, wrong, "--world-size", "2", "-k", "shapes", "--worlds", "processes")
     assert code == 1, output
     assert "my_backend: results_have_the_promised_shapes: rank" in output
+    assert "Reproduce: pytest test_my_backend.py --backend my_backend --world-size 2 --seed 0" in output
