@@ -10,8 +10,6 @@ from contracts.source._names import Alias, Lost, Meaning, Names
 from contracts.source._resolve import ClassValue, External, FunctionValue, ModuleValue
 from contracts.source._syntax import Syntax
 
-_MOST_ALIASES = 20  # inside one another; a type that names itself has no end
-
 
 @dataclass(frozen=True, slots=True)
 class AnyType:
@@ -188,7 +186,7 @@ class _Reader:
         module: str,
         scope: ClassValue | None,
         bound: Mapping[Variable, Type],
-        depth: int = 0,
+        within: frozenset[Alias] = frozenset(),
         declared: frozenset[str] = frozenset(),
     ) -> None:
         self.declared = declared
@@ -197,7 +195,7 @@ class _Reader:
         self.module = module
         self.scope = scope
         self.bound = bound
-        self.depth = depth
+        self.within = within
 
     def read(self, node: ast.expr | None) -> Type:
         match node:
@@ -252,10 +250,12 @@ class _Reader:
 
     def expand(self, alias: Alias) -> Type:
         """The type that an alias stands for."""
+        if alias in self.within:  # a type that names itself, as JSON's does: it has no end, but it has a name
+            return Named(f"{alias.module}.{alias.name}")
         assigned = self.names.assigned(alias)
-        if self.depth > _MOST_ALIASES or not assigned:
+        if not assigned:
             return Unknown(alias.module, alias.name)
-        reader = _Reader(self.syntax, self.names, alias.module, None, self.bound, self.depth + 1)
+        reader = _Reader(self.syntax, self.names, alias.module, None, self.bound, self.within | {alias})
         read = {reader.assigned(node, alias) for node in assigned}
         return read.pop() if len(read) == 1 else Unknown(alias.module, alias.name)
 
