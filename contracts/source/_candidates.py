@@ -16,7 +16,8 @@ NAMES_ONLY = bytes(byte if byte in _WORD else ord(" ") for byte in range(256))
 _OFTEN = 64
 # A pattern that begins with a literal is searched for at memory speed, and one that begins with ^ twenty times
 # slower; so what stands before a match is looked at afterwards.
-_CLASS = re.compile(rb"class[ \t\f\\\n]+([\w\x80-\xff]+|[^\s(:\[]+)")
+# The line above may end in "class", as in a decorator @dataclass.
+_CLASS = re.compile(rb"class[ \t\f\\\n]+(?!class[ \t\f\\\n])([\w\x80-\xff]+|[^\s(:\[]+)")
 # A header ends with a line whose colon no comment precedes; one that ends earlier only reads on too far.
 _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.MULTILINE)
 # Starred bases and bases made by a call; brackets in comments do not count.
