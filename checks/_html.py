@@ -14,41 +14,52 @@ __all__ = ["render"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c2530, #e6e9ee); --paper: light-dark(#fbfaf7, #14181d);
-  --line: light-dark(#dcd8cf, #2e353d); --kept: light-dark(#2f7d4f, #66c28a); --broken: light-dark(#b3261e, #ff8a80);
-  --faint: light-dark(#8b8f96, #767d86); }
+  --line: light-dark(#e2ded5, #2a3038); --kept: light-dark(#2f7d4f, #66c28a); --broken: light-dark(#b3261e, #ff8a80);
+  --tint: light-dark(#e9f3ec, #1b2a22); --alarm: light-dark(#fbe9e7, #3a1f1d); --faint: light-dark(#6c7178, #8d949c); }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2.5rem auto;
   max-width: 76rem; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
-p.sum { margin: 0 0 1.5rem; } .env { color: var(--faint); font-size: .85rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: center; white-space: nowrap; }
-thead th { vertical-align: bottom; } thead th span { writing-mode: sideways-lr; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
+p.sum { margin: 0; font-size: 1.05rem; } .env, .legend { color: var(--faint); font-size: .85rem; margin: .25rem 0; }
+.scroll { overflow-x: auto; margin-top: 1rem; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: center; }
+thead th { vertical-align: bottom; padding-bottom: .5rem; }
+thead th span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; font-weight: 600; }
 tbody th { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--paper); }
-tbody th small { display: block; color: var(--faint); font-weight: 400; white-space: normal; min-width: 22rem; }
-td.kept { color: var(--kept); } td.skipped { color: var(--faint); }
-td.broken { color: var(--broken); font-weight: 700; } td a { color: inherit; }
+tbody th small { display: block; color: var(--faint); font-weight: 400; font-size: .8rem; }
+tr.topic th { padding-top: 1.1rem; color: var(--faint); font-size: .75rem; letter-spacing: .06em;
+  text-transform: uppercase; }
+td { min-width: 1.6rem; font-size: 1rem; border-left: 1px solid var(--paper); border-right: 1px solid var(--paper); }
+td.kept { color: var(--kept); background: var(--tint); } td.skipped { color: var(--faint); }
+td.broken { background: var(--alarm); } td a { color: var(--broken); font-weight: 700; text-decoration: none; }
+td a small { display: block; line-height: 1; font-size: .7rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; padding: .5rem .8rem; }
 details:target { border-color: var(--broken); } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; } li { margin: .2rem 0; }
+details p { overflow-wrap: anywhere; } ul { padding-left: 1.2rem; } li { margin: .2rem 0; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+@media (max-width: 44rem) { body { margin: 1.25rem auto; padding: 0 .75rem; } tbody th small { display: none; }
+  tbody th { width: 8rem; font-size: .78rem; line-height: 1.25; } th, td { padding: .25rem .2rem; } }
 """
+
+_MARKS = {"kept": "✓", "broken": "✗", "skipped": "\N{EN DASH}"}
 
 
 def render(matrix: "Matrix", backends: Sequence[str], checks: Sequence[Check]) -> str:
     """The page."""
     counts = {status: sum(one.status == status for one in matrix.outcomes) for status in ("kept", "broken", "skipped")}
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in backends)
-    body = "\n".join(_row(matrix, backends, check) for check in checks)
+    body = "\n".join(_group(matrix, backends, topic, checks) for topic in dict.fromkeys(one.topic for one in checks))
     environment = ", ".join(f"{escape(key)} {escape(value)}" for key, value in matrix.environment.items())
+    legend = ", ".join(f"{mark} {status}" for status, mark in _MARKS.items())
     verdict = "Every contract that could be shown is kept." if not matrix.broken else "Some contracts are broken."
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Contract checks: {counts["broken"]} broken</title><style>{_STYLE}</style></head><body>
 <h1>Contract checks of prepare/finalize backends</h1>
-<p class="sum">{verdict} {counts["kept"]} kept, {counts["broken"]} broken, {counts["skipped"]} skipped.
-<span class="env">{environment}</span></p>
-<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>
+<p class="sum">{verdict} {counts["kept"]} kept, {counts["broken"]} broken, {counts["skipped"]} skipped.</p>
+<p class="env">{environment}</p><p class="legend">{legend}</p>
+<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>
 {body}
-</tbody></table></div>
+</table></div>
 {_broken(matrix)}
 {_skipped(matrix)}
 </body></html>
@@ -59,21 +70,31 @@ def _anchor(outcome: Outcome) -> str:
     return escape(f"{outcome.backend}-{outcome.check}-{outcome.world_size}")
 
 
+def _group(matrix: "Matrix", backends: Sequence[str], topic: str, checks: Sequence[Check]) -> str:
+    title = f'<tr class="topic"><th scope="rowgroup" colspan="{len(backends) + 1}">{escape(topic)}</th></tr>'
+    rows = "\n".join(_row(matrix, backends, check) for check in checks if check.topic == topic)
+    return f"<tbody>{title}\n{rows}</tbody>"
+
+
 def _row(matrix: "Matrix", backends: Sequence[str], check: Check) -> str:
     cells = "".join(_cell(matrix.cell(name, check.name)) for name in backends)
-    return f'<tr><th scope="row">{escape(check.name)}<small>{escape(check.property)}</small></th>{cells}</tr>'
+    name = escape(check.name).replace("_", "_<wbr>")
+    return f'<tr><th scope="row">{name}<small>{escape(check.property)}</small></th>{cells}</tr>'
 
 
 def _cell(outcomes: Sequence[Outcome]) -> str:
     broken = [outcome for outcome in outcomes if outcome.status == "broken"]
     if broken:
         sizes = ", ".join(str(outcome.world_size) for outcome in broken)
-        return f'<td class="broken"><a href="#{_anchor(broken[0])}">BROKEN<br>{sizes} ranks</a></td>'
+        inside = f'<a href="#{_anchor(broken[0])}">{_MARKS["broken"]}<small>{sizes}</small></a>'
+        return f'<td class="broken" title="broken in worlds of {sizes} ranks">{inside}</td>'
     kept = [outcome for outcome in outcomes if outcome.status == "kept"]
     if kept:
-        return f'<td class="kept" title="{sum(one.cases for one in kept)} cases">kept</td>'
+        sizes = ", ".join(str(outcome.world_size) for outcome in kept)
+        what = f"{sum(one.cases for one in kept)} cases kept in worlds of {sizes} ranks"
+        return f'<td class="kept" title="{what}">{_MARKS["kept"]}</td>'
     reason = outcomes[0].message if outcomes else "not run"
-    return f'<td class="skipped" title="{escape(reason)}">&ndash;</td>'
+    return f'<td class="skipped" title="{escape(reason)}">{_MARKS["skipped"]}</td>'
 
 
 def _broken(matrix: "Matrix") -> str:
