@@ -57,8 +57,9 @@ def dequantize_weights(
     if block_shape is not None:
         expected = (experts, -(-out // block_shape[0]), -(-width // block_shape[1]))
         if tuple(scale.shape) == expected:
-            wide = scale.repeat_interleave(block_shape[0], 1)[:, :out]
-            return values * wide.repeat_interleave(block_shape[1], 2)[:, :, :width]
+            # Along a row first, where there are few rows: repeating whole rows is a copy.
+            wide = scale.repeat_interleave(block_shape[1], 2)[:, :, :width]
+            return values * wide.repeat_interleave(block_shape[0], 1)[:, :out]
     elif scale.numel() == experts:
         return values * scale.view(experts, 1, 1)
     elif scale.numel() == experts * out:
