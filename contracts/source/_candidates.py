@@ -24,6 +24,7 @@ _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*
 _DYNAMIC = re.compile(
     rb"class[ \t\f\\\n]+[\w\x80-\xff]+[ \t\f\\\n]*(?:\[.{,300}?\][ \t\f\\\n]*)?\((?:[^)*(#]|#[^\n]*\n)*+[*(]", re.DOTALL
 )
+_KIND = re.compile(rb"\n\w+ = type\([\w.]+\)")
 # From the keyword to the end of the statement, which goes on in brackets and behind a backslash.
 _IMPORT = re.compile(
     rb"import(?![\w\x80-\xff])(?:[ \t\f]|\\\n)*(?:\([^)#]*(?:#[^\n]*\n[^)#]*)*\)|(?:[^\n\\;]|\\.)*+)", re.DOTALL
@@ -156,7 +157,11 @@ class Text:
         return _occurrences(self.source, word)
 
     def has_dynamic_bases(self) -> bool:
-        """Whether a class statement has a starred base or one made by a call (keyword values count too)."""
+        """Whether a base may be starred, made by a call (keyword values count too), or an object's class."""
+        if b".__class__" in self.source and any(b".__class__" in header for _, header in self.headers):
+            return True
+        if b" = type(" in self.source and _KIND.search(self.source):
+            return True
         for match in _DYNAMIC.finditer(self.source):
             line = self.source.rfind(b"\n", 0, match.start()) + 1
             if not self.source[line : match.start()].strip(b" \t\f\\"):

@@ -21,6 +21,7 @@ from contracts.source._candidates import NAMES_ONLY, Text
 from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
 from contracts.source._left_out import why_left_out
+from contracts.source._occurrences import Occurrences, all_of, names_in
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Instance, ModuleValue, Unknown, Value
 from contracts.source._summary import Ref, Summary
 from contracts.source._tree import relative_path
@@ -61,6 +62,7 @@ class Search:
         self._dynamic_done: set[str] = set()
         self._importers: dict[str, list[tuple[str, Text, bool]]] = {}
         self._roamed: set[bytes] = set()
+        self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
         self._imported_from: dict[tuple[str, bytes], set[str]] = {}
 
     def run(self) -> Answer:
@@ -219,32 +221,35 @@ class Search:
     def _evaluate(self, module: str, name: bytes, *, binds: bool, passes: bool) -> None:
         summary = self.index.summary(module, deep=passes)
         tokens = frozenset(n.decode("utf-8", "replace") for n in (name, *self._aliased.get((module, name), ())))
-        for key, record in summary.classes.items():
-            if _mentions(record.bases, tokens):
-                self._judge(ClassValue(module, key))
+        for key in all_of(self._occurrences(module, deep=passes).classes, tokens):
+            self._judge(ClassValue(module, key))
         self._evaluate_dynamic(module)
         if binds or module in self._survey.lazy:
-            self._carry_on(module, summary, tokens)
+            self._carry_on(module, summary, self._occurrences(module, deep=passes), tokens)
         if passes:
             self._evaluate_calls(module, summary, tokens)
 
-    def _carry_on(self, module: str, summary: Summary, tokens: frozenset[str]) -> None:
+    def _occurrences(self, module: str, *, deep: bool) -> Occurrences:
+        if (module, deep) not in self._known_occurrences:
+            self._known_occurrences[module, deep] = Occurrences(self.index.summary(module, deep=deep))
+        return self._known_occurrences[module, deep]
+
+    def _carry_on(self, module: str, summary: Summary, where: Occurrences, tokens: frozenset[str]) -> None:
         """Carry the other names that a module gives what ``tokens`` stand for."""
         resolver = self.index.resolver
-        for exported, ref in summary.exports.items():
-            if exported not in tokens and ref[0] != "d" and _mentions(ref, tokens):
-                self._carry_if_held(module, exported, resolver.values(ref, module))
-        for key, record in summary.classes.items():
-            for attribute, ref in record.attributes.items():
-                if attribute not in tokens and ref[0] != "d" and _mentions(ref, tokens):
-                    values = resolver.attribute(ClassValue(module, key), attribute)
-                    self._carry_if_held(module, attribute, values)
-        for owner, name, ref in summary.patches:
-            if _mentions(ref, tokens):
-                values = resolver.values(ref, module)
-                for value in resolver.values(owner, module) if self._holds(values, 0) else ():
-                    if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
-                        self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
+        for exported in all_of(where.exports, tokens):
+            if exported not in tokens:
+                self._carry_if_held(module, exported, resolver.values(summary.exports[exported], module))
+        for key, attribute in all_of(where.attributes, tokens):
+            if attribute not in tokens:
+                self._carry_if_held(module, attribute, resolver.attribute(ClassValue(module, key), attribute))
+        for place in all_of(where.patches, tokens):
+            owner, name, ref = summary.patches[place]
+            values = resolver.values(ref, module)
+            for value in resolver.values(owner, module) if self._holds(values, 0) else ():
+                if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
+                    self._chains = {of: chain for of, chain in self._chains.items() if chain is not None}
+                    self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
         if summary.strings is not None and any(self._renames(module, summary, token) for token in tokens):
             for string in summary.strings:
                 if string.isidentifier() and string not in tokens:
@@ -305,10 +310,8 @@ class Search:
 
     def _evaluate_calls(self, module: str, summary: Summary, tokens: frozenset[str]) -> None:
         """Classes that come to be in a function that is handed one of ours."""
-        for call in summary.calls:
-            _, _, arguments, keywords = call
-            if _mentions([*arguments, *keywords.values()], tokens):
-                self._follow_call(call, module, (), 0)
+        for place in all_of(self._occurrences(module, deep=True).calls, tokens):
+            self._follow_call(summary.calls[place], module, (), 0)
 
     def _follow_call(self, call: Ref, module: str, frame: Frame, depth: int) -> None:
         _, function, arguments, keywords = call
@@ -320,9 +323,10 @@ class Search:
             if isinstance(callee, FunctionValue):
                 inner = resolver.bind(callee, arguments, keywords, module, frame)
                 self._judge_locals(callee, inner)
-                for passed in self.index.summary(callee.module, deep=True).calls if depth < _DEEPEST_CALL else ():
-                    if _mentions([*passed[2], *passed[3].values()], frozenset({callee.key})):
-                        self._follow_call(passed, callee.module, inner, depth + 1)
+                calls = self.index.summary(callee.module, deep=True).calls
+                handing_on = self._occurrences(callee.module, deep=True).calls.get(callee.key, [])
+                for place in handing_on if depth < _DEEPEST_CALL else ():
+                    self._follow_call(calls[place], callee.module, inner, depth + 1)
 
     def _may_create(self, module: str, callee: bytes) -> bool:
         """Whether a function, as a module writes its name, may create a class; told from the texts alone."""
@@ -356,9 +360,13 @@ class Search:
         if module in self._dynamic_done:
             return
         self._dynamic_done.add(module)
-        for key, record in self.index.summary(module).classes.items():
+        summary = self.index.summary(module)
+        for key, record in summary.classes.items():
             if _is_dynamic(record.bases):
                 self._judge(ClassValue(module, key))
+        for exported, ref in summary.exports.items():
+            if ref[0] == "k" and ref[1] == ["b", "type"]:
+                self._carry_if_held(module, exported, self.index.resolver.values(ref, module))
 
     def _judge(self, value: ClassValue) -> None:
         if value in self.targets:
@@ -418,7 +426,8 @@ class Search:
                 self._problem(error)
                 continue
             for key, record in summary.classes.items():
-                if _mentions(record.bases, frozenset(name.decode() for name in held)) or _is_dynamic(record.bases):
+                named = {*names_in(record.bases)} & {name.decode() for name in held}
+                if named or _is_dynamic(record.bases):
                     value = ClassValue(file.module, key)
                     if self._files.get(file.module) is not file or self._chain(value) is not None:
                         reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
@@ -429,20 +438,12 @@ def _own_name(value: ClassValue) -> bytes:
     return value.key.partition("@")[0].rpartition(".")[2].encode()
 
 
-def _mentions(ref: object, names: frozenset[str]) -> bool:
-    if isinstance(ref, list):
-        if len(ref) == 2 and ref[0] == "c":
-            return str(ref[1]).partition("@")[0].rpartition(".")[2] in names
-        return any(_mentions(item, names) for item in ref)
-    return isinstance(ref, str) and ref in names
-
-
 def _is_dynamic(ref: Ref | list[Ref]) -> bool:
     if isinstance(ref, list):
         return (bool(ref) and (ref[0] in _DYNAMIC_REFS if isinstance(ref[0], str) else False)) or any(
             _is_dynamic(item) for item in ref
         )
-    return False
+    return ref == "__class__"
 
 
 def _absolute(written: str, package: str) -> str:

@@ -26,6 +26,8 @@ _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LONGEST_STATEMENT = 60  # lines; for imports in blocks that do not parse
 
+_NOT_A_NOTEBOOK = "Save it with a newer Jupyter, or leave it out of also_scan"
+
 
 class Part(NamedTuple):
     """A syntax tree, its lines, and where each lies in the file: the line, and how far to the right."""
@@ -45,7 +47,7 @@ def parts(file: SourceFile) -> list[Part]:
         text = file.content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = file.content.count(b"\n", 0, error.start) + 1
-        reason = f"cannot be decoded: byte 0x{file.content[error.start]:02x} is not utf-8"
+        reason = f"cannot be decoded: byte 0x{file.content[error.start]:02x} is not utf-8. Save it as UTF-8"
         raise SourceError(file.path, line, reason) from error
     if file.path.endswith(".ipynb"):
         blocks = _cells(file, text)
@@ -163,10 +165,12 @@ def _cells(file: SourceFile, text: str) -> Iterator[_Block]:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise SourceError(file.path, line, f"cannot be parsed: no notebook: {error}") from error
+        reason = f"cannot be parsed: no notebook: {error}. {_NOT_A_NOTEBOOK}"
+        raise SourceError(file.path, line, reason) from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
-        raise SourceError(file.path, 1, "cannot be parsed: a notebook without cells (older than format 4)")
+        reason = f"cannot be parsed: a notebook without cells (older than format 4). {_NOT_A_NOTEBOOK}"
+        raise SourceError(file.path, 1, reason)
     literals = _sources(text)
     for cell in cells:
         if isinstance(cell, dict) and cell.get("cell_type") == "code":

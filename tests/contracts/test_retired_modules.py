@@ -404,17 +404,19 @@ UNREADABLE = {
     "document": (
         "t/x.md",
         b"\n\nimport pkg.old \xff\n",
-        "t/x.md:3 cannot be decoded: byte 0xff is not utf-8",
+        "t/x.md:3 cannot be decoded: byte 0xff is not utf-8. Save it as UTF-8",
     ),
     "notebook": (
         "t/x.ipynb",
         '{\n"pkg.old": }',
-        "t/x.ipynb:2 cannot be parsed: no notebook: Expecting value: line 2 column 12 (char 13)",
+        "t/x.ipynb:2 cannot be parsed: no notebook: Expecting value: line 2 column 12 (char 13). "
+        "Save it with a newer Jupyter, or leave it out of also_scan",
     ),
     "old notebook": (
         "t/x.ipynb",
         '{"worksheets": "pkg.old"}',
-        "t/x.ipynb:1 cannot be parsed: a notebook without cells (older than format 4)",
+        "t/x.ipynb:1 cannot be parsed: a notebook without cells (older than format 4). Save it with a newer "
+        "Jupyter, or leave it out of also_scan",
     ),
 }
 
