@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from checks._registry import Check
 from checks.engine import Outcome
@@ -17,7 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "complain"]
 
-MARKS = {"kept": ("kept", "green"), "broken": ("BROKEN", "bold red"), "skipped": ("-", "dim")}
+
+class Mark(NamedTuple):
+    """How a status is shown."""
+
+    sign: str
+    plain: str
+    """Where the terminal has no other characters."""
+    style: str
+
+
+MARKS = {
+    "kept": Mark("✓", "o", "green"),
+    "broken": Mark("✗", "X", "bold red"),
+    "skipped": Mark("-", "-", "dim"),
+}
 
 
 def complain(text: str) -> None:
@@ -68,14 +83,26 @@ class Progress:
     def _say(self, text: str, style: str) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    def _cell(self, outcomes: Sequence[Outcome]) -> Text:
+        broken = ",".join(str(outcome.world_size) for outcome in outcomes if outcome.status == "broken")
+        kept = any(outcome.status == "kept" for outcome in outcomes)
+        status = "broken" if broken else "kept" if kept else "skipped"
+        sign = MARKS[status].sign if self.console.encoding.startswith("utf") else MARKS[status].plain
+        return Text(sign + broken, style=MARKS[status].style)
+
     def table(self, matrix: "Matrix", backends: Sequence[str], checks: Sequence[Check]) -> None:
-        """The matrix: a row a check, a column a backend; worlds that differ are told apart."""
-        table = Table(title="contract checks", title_justify="left", header_style="bold", show_lines=False)
-        table.add_column("check", overflow="fold")
-        for name in backends:
-            table.add_column(name, overflow="fold", justify="center")
+        """The matrix: a row a check, a column a backend; worlds that are broken are told by their size."""
+        # Names stand above their columns where there is room, otherwise numbers do.
+        room = self.console.width - max(len(check.name) for check in checks)
+        named = sum(len(name) + 2 for name in backends) < room
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("check", no_wrap=True)
+        for number, name in enumerate(backends, start=1):
+            table.add_column(name if named else str(number), justify="center", no_wrap=True)
+            if not named:
+                self.console.print(f"{number:3} {name}", markup=False, highlight=False)
         for check in checks:
-            table.add_row(check.name, *(_cell(matrix.cell(name, check.name)) for name in backends))
+            table.add_row(check.name, *(self._cell(matrix.cell(name, check.name)) for name in backends))
         self.console.print(table)
         counts = {status: sum(one.status == status for one in matrix.outcomes) for status in MARKS}
         seconds = sum(outcome.seconds for outcome in matrix.outcomes)
@@ -94,13 +121,3 @@ class Progress:
 
 def _ranks(size: int) -> str:
     return f"{size} rank{'s' if size > 1 else ''}"
-
-
-def _cell(outcomes: Sequence[Outcome]) -> str:
-    statuses = [outcome.status for outcome in outcomes]
-    shown = [status for status in statuses if status != "skipped"] or statuses[:1]
-    if len(set(shown)) <= 1:
-        text, style = MARKS[shown[0]] if shown else MARKS["skipped"]
-        return f"[{style}]{text}[/{style}]"
-    broken = ", ".join(str(outcome.world_size) for outcome in outcomes if outcome.status == "broken")
-    return f"[bold red]BROKEN[/bold red] ({broken})"

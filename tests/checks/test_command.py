@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from checks._terminal import Progress
+from checks.backends import rows
 from checks.cli import check
-from checks.report import first_broken
+from checks.engine import Outcome, all_checks
+from checks.report import Matrix, first_broken
 from contracts.cli import main as moe_contracts
 
 QUICK = ["--worlds", "threads", "--world-size", "1"]
@@ -63,6 +66,24 @@ def test_a_world_that_nothing_is_laid_out_for_is_skipped():
     result = CliRunner().invoke(check, ["batched", *sizes, *ONE])
     assert result.exit_code == 0
     assert "a world of 3 ranks: the cases are laid out for 1, 2, 4" in result.output
+
+
+def test_the_table_fits_80_columns(monkeypatch, capsys):
+    """With every backend and check there is, whose names are whole; a broken cell says in which worlds."""
+    monkeypatch.setenv("COLUMNS", "80")
+    broken = ("mori", "expert_counts_are_those_received")
+    outcomes = [
+        Outcome(name, one, size, "broken" if (name, one) == broken and size > 1 else "kept")
+        for name in rows()
+        for one in all_checks()
+        for size in (1, 2, 4)
+    ]
+    Progress(1, 1).table(Matrix(outcomes), list(rows()), list(all_checks().values()))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert {line.split()[0] for line in lines} >= set(all_checks())
+    assert [line for line in lines if line.startswith(broken[1]) and "2,4" in line]
+    assert f"{len(outcomes) - 2} kept, 2 broken, 0 skipped in 0 s" in lines
 
 
 def test_a_broken_backend_is_found_in_this_process(monkeypatch):
