@@ -17,6 +17,7 @@ from contracts._base import DefinitionContract, listed
 from contracts._configuration import Configuration, identify
 from contracts._ignores import Detail, IgnoreField
 from contracts._writing import CouldNotError
+from contracts.report.run import account, findings
 
 __all__ = ["Change", "changes", "prepare"]
 
@@ -98,7 +99,7 @@ def changes(
     numbers = {id(options): number for number, options in enumerate(everything)}
     while True:
         done = report.lint(configuration, limit_to, **session)
-        run = report.account(configuration, done)
+        run = account(configuration, done)
         if run.failures:
             raise CouldNotError("\n".join(run.failures))
         planned = []
@@ -129,10 +130,10 @@ def _plan(
         option, found, known = _DEFINITIONS, *_definitions(contract, check)
     elif _has(kind, _IMPORTS):
         option = _IMPORTS
-        found = [finding.name for finding in report.findings(contract, check, graph)]
+        found = [finding.name for finding in findings(contract, check, graph)]
         known = {entry for entry in entries if graph.find_matching_direct_imports(import_expression=entry)}
     else:
-        option, found, known = "", [finding.name for finding in report.findings(contract, check, graph)], set()
+        option, found, known = "", [finding.name for finding in findings(contract, check, graph)], set()
     removed = [entry for entry in entries if IgnoreField().parse(entry).name not in known]
     names = list(dict.fromkeys(found))
     listed_already = {IgnoreField().parse(entry).name for entry in entries}

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from importlinter import configuration as importlinter_configuration
 from importlinter.application import use_cases
 from importlinter.application.app_config import settings
 from importlinter.application.user_options import UserOptions
 
-from contracts._layout import Layout, Option, ini_layout, toml_layout
+if TYPE_CHECKING:
+    from contracts._layout import Layout
 
-__all__ = ["Configuration", "Option", "identify", "read_configuration"]
+__all__ = ["Configuration", "identify", "read_configuration"]
 
 importlinter_configuration.configure()  # as importlinter.cli and importlinter.api do
 
 
-@dataclass
 class Configuration:
-    """A configuration as it was read, and the file that it was read from."""
+    """A configuration as it was read.
 
-    path: str
-    options: UserOptions
+    Args:
+        filename: the file that was named; None if import-linter looked for one.
+        options: what the file says.
+    """
+
+    def __init__(self, filename: str | None, options: UserOptions) -> None:
+        self._filename = filename
+        self.options = options
+
+    @cached_property
+    def path(self) -> str:
+        """The file, relative to the current folder if it was not named otherwise."""
+        return self._filename or _default()
 
     @cached_property
     def text(self) -> str:
@@ -36,8 +46,16 @@ class Configuration:
     @cached_property
     def layout(self) -> Layout | None:
         """Where the contracts stand; None where that is a form that is read but not located (an inline table)."""
+        from contracts._layout import ini_layout, toml_layout  # noqa: PLC0415  most runs find nothing to locate
+
         found = toml_layout(self.text) if self.is_toml else ini_layout(self.text)
         return found if len(found) == len(self.options.contracts_options) else None
+
+    def with_text(self, text: str) -> Configuration:
+        """The same configuration, of a file that says something else."""
+        other = Configuration(self.path, self.options)
+        other.text = text
+        return other
 
     @property
     def is_toml(self) -> bool:
@@ -68,7 +86,7 @@ def read_configuration(filename: str | None) -> Configuration:
         FileNotFoundError: there is none.
     """
     options = use_cases.read_user_options(config_filename=filename)
-    return Configuration(filename or _default(), options)
+    return Configuration(filename, options)
 
 
 def _default() -> str:

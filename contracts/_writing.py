@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 import click
 
@@ -35,6 +34,8 @@ def write_whole(path: str, text: str) -> None:
     Raises:
         CouldNotError: the folder or the file cannot be written.
     """
+    import tempfile  # noqa: PLC0415  most runs write nothing
+
     path = os.path.realpath(path)
     try:
         mode = os.stat(path).st_mode if os.path.exists(path) else 0o666 & ~_umask()

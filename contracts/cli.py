@@ -6,12 +6,18 @@ It imports ``contracts`` before the current folder comes first on the path, so a
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 
-import click
+gc.disable()  # importing makes many objects and no garbage, so that looking for it only costs
 
-import contracts  # noqa: F401  before lint puts the current folder first on the path
+import click  # noqa: E402  see above
+
+import contracts  # noqa: E402, F401  before lint puts the current folder first on the path
+
+gc.freeze()
+gc.enable()
 
 # Loaded when they are asked for: each is the object ``command`` of the module contracts.commands.<name>.
 _COMMANDS = ("explain", "fix", "ignore", "init", "lint", "map", "preset")

@@ -66,8 +66,7 @@ def _write(configuration: Configuration, planned: list[Change]) -> None:
     text = configuration.text
     for change in sorted(planned, key=lambda change: change.contract, reverse=True):
         text = edit_list(configuration, change.contract, change.option, change.removed, change.added, today())
-        configuration = Configuration(configuration.path, configuration.options)
-        configuration.__dict__["text"] = text
+        configuration = configuration.with_text(text)
     if planned:
         write_whole(configuration.path, text)
 

@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from importlinter.application import rendering
@@ -16,6 +16,9 @@ from importlinter.application.sentinels import NotSupplied
 from contracts import report
 from contracts._configuration import read_configuration
 from contracts._writing import check_folder, write_whole
+
+if TYPE_CHECKING:
+    from contracts.report.run import Run
 
 
 @click.command("lint")
@@ -79,14 +82,16 @@ def _as_text(options: dict[str, Any]) -> int:
     return report.exit_code(done[1])
 
 
-def _run(options: dict[str, Any]) -> report.Run:
+def _run(options: dict[str, Any]) -> Run:
+    from contracts.report.run import Run, account  # noqa: PLC0415  text does without
+
     try:
         with report.quiet():
-            return report.account(*_lint(options))
+            return account(*_lint(options))
     except Exception as error:
         if options["debug"]:
             raise
-        return report.Run(failures=[report.reason(error)])
+        return Run(failures=[report.reason(error)])
 
 
 def _lint(options: dict[str, Any]) -> tuple[Any, Any]:

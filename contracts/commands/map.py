@@ -13,6 +13,7 @@ from importlinter.application.sentinels import NotSupplied
 from contracts import report
 from contracts._configuration import read_configuration
 from contracts._writing import CouldNotError, check_folder, write_whole
+from contracts.report.run import account
 
 _FORMATS = {".svg": "svg", ".html": "html", ".htm": "html", ".md": "markdown"}
 
@@ -55,7 +56,7 @@ def _report(contracts: tuple[str, ...], options: dict[str, Any]) -> Any:
         with report.quiet():
             configuration = read_configuration(options["config"])
             done = report.lint(configuration, contracts, cache_dir=cache_dir)
-            run = report.account(configuration, done)
+            run = account(configuration, done)
     except Exception as error:  # whatever import-linter raises of a configuration that it cannot use
         raise CouldNotError(report.reason(error)) from error
     drawn = {verdict.id for verdict in run.verdicts if verdict.type == "placement"}

@@ -1,29 +1,5 @@
-"""What a run found, and the formats in which it can be told."""
+"""Runs of the contracts, what they found (``run``), and the formats in which that can be told."""
 
-from contracts.report._run import (
-    Item,
-    Run,
-    Verdict,
-    account,
-    contract_class,
-    exit_code,
-    findings,
-    lint,
-    quiet,
-    reason,
-    register,
-)
+from contracts.report._lint import contract_class, exit_code, lint, quiet, reason, register
 
-__all__ = [
-    "Item",
-    "Run",
-    "Verdict",
-    "account",
-    "contract_class",
-    "exit_code",
-    "findings",
-    "lint",
-    "quiet",
-    "reason",
-    "register",
-]
+__all__ = ["contract_class", "exit_code", "lint", "quiet", "reason", "register"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.report._run import Run
 from contracts.report._workspace import from_repository
+from contracts.report.run import Run
 
 __all__ = ["render"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from contracts.report._run import Item, Run
+from contracts.report.run import Item, Run
 
 __all__ = ["SCHEMA_VERSION", "render"]
 

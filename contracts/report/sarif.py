@@ -10,8 +10,8 @@ from collections import Counter
 from importlib import metadata
 from typing import Any
 
-from contracts.report._run import Item, Run, Verdict
 from contracts.report._workspace import from_repository
+from contracts.report.run import Item, Run, Verdict
 
 __all__ = ["MOST_RESULTS", "render"]
 

@@ -335,7 +335,7 @@ def test_output_survives_a_failure(tmp_path, monkeypatch):
 
 def test_more_results_than_github_takes(monkeypatch, doubtful):
     """The rest is counted, never dropped in silence."""
-    from contracts.report import Item, Run, Verdict
+    from contracts.report.run import Item, Run, Verdict
 
     item = Item("finding", "a.py", 1, 1, "x", "text")
     run = Run(verdicts=[Verdict("r", "Rule", "placement", [item] * 5, 0, "", 1)])

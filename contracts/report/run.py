@@ -1,44 +1,24 @@
-"""A run of all contracts in a configuration, as import-linter makes it, and what it found as plain data."""
+"""What a run of the contracts found, as plain data."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import logging.config
 import os
-import pkgutil
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import importlinter.contracts
 from grimp import ImportGraph
-from importlinter.application import output, use_cases
+from importlinter.application import output
 from importlinter.application.ports.reporting import Report
-from importlinter.application.sentinels import NotSupplied
-from importlinter.application.user_options import InvalidUserOptions
-from importlinter.domain.contract import Contract, ContractCheck, NoSuchContractType, registry
+from importlinter.domain.contract import Contract, ContractCheck
 
 from contracts._configuration import Configuration, identify
 from contracts._findings import Finding
-from contracts.report._imports import findings_of_imports, put_in_order
+from contracts.report._imports import findings_of_imports
+from contracts.report._lint import exit_code
 
-__all__ = [
-    "Item",
-    "Run",
-    "Verdict",
-    "account",
-    "contract_class",
-    "exit_code",
-    "findings",
-    "lint",
-    "quiet",
-    "reason",
-    "register",
-]
+__all__ = ["Item", "Run", "Verdict", "account", "findings"]
 
 _PLACE = re.compile(r"(?P<path>.+?):(?P<line>\d+)(?::(?P<column>\d+))? (?P<message>.+)", re.DOTALL)
 _ENTRY = re.compile(r"(?P<option>\w+): '(?P<entry>.+?)'")
@@ -116,86 +96,6 @@ class Run:
         return f"Contracts: {counts}. Findings: {findings}, and {ignored} ignored."
 
 
-def lint(
-    configuration: Configuration,
-    limit_to: tuple[str, ...] = (),
-    *,
-    cache_dir: str | type[NotSupplied] | None = NotSupplied,
-    show_timings: bool = False,
-    verbose: bool = False,
-) -> Report:
-    """Check the contracts as ``lint-imports`` does, each contract's findings in an order that is always the same.
-
-    Args:
-        configuration: what to check.
-        limit_to: the ids of the contracts to check; all if there are none.
-        cache_dir: where import-linter keeps its cache; None for nowhere.
-        show_timings: whether the report says how long each contract took.
-        verbose: whether progress is printed.
-
-    Raises:
-        Exception: what import-linter raises of a configuration that it cannot use.
-    """
-    _log(verbose=verbose)
-    register(configuration)
-    report = use_cases.create_report(configuration.options, limit_to, cache_dir, show_timings, verbose)
-    for contract, check in report.get_contracts_and_checks():
-        put_in_order(contract, check)
-    return report
-
-
-def _log(*, verbose: bool) -> None:
-    """Have grimp and import-linter say what lint-imports has them say."""
-    names = ("importlinter", "grimp", "_rustgrimp")
-    level = "INFO" if verbose else "WARNING"
-    handler = {"class": "logging.StreamHandler", "level": level, "stream": "ext://sys.stdout"}
-    loggers = {name: {"level": "INFO", "handlers": ["console"]} for name in names}
-    logging.config.dictConfig({"version": 1, "handlers": {"console": handler}, "loggers": loggers})
-
-
-def register(configuration: Configuration) -> None:
-    """Make import-linter's contract types and the configuration's own known.
-
-    Raises:
-        InvalidUserOptions: there are no contracts.
-        Exception: a type of the configuration cannot be loaded.
-    """
-    if not configuration.options.contracts_options:
-        raise InvalidUserOptions(f"No contracts found in {configuration.path}. Write one, or name another file.")
-    for module in pkgutil.iter_modules(importlinter.contracts.__path__):
-        if not module.name.startswith("_"):
-            loaded = importlib.import_module(f"importlinter.contracts.{module.name}")
-            for kind in vars(loaded).values():
-                if isinstance(kind, type) and issubclass(kind, Contract) and kind.__module__ == loaded.__name__:
-                    registry.register(kind, getattr(kind, "type_name"))  # noqa: B009  each has one, but not their base
-    for row in configuration.options.session_options.get("contract_types", ()):
-        name, found, path = row.partition(": ")
-        module_name, _, class_name = path.strip().rpartition(".")
-        if not found or not module_name:
-            raise InvalidUserOptions(f"contract_types: '{row}' is no contract type. Write 'name: module.Class'.")
-        kind = getattr(importlib.import_module(module_name), class_name)
-        if not issubclass(kind, Contract):
-            raise InvalidUserOptions(f"contract_types: {path} is no subclass of importlinter.Contract.")
-        registry.register(kind, name)
-
-
-def contract_class(name: str) -> type[Contract]:
-    """The class of a contract type that is known by that name.
-
-    Raises:
-        NoSuchContractType: there is none.
-    """
-    kind: type[Contract] = registry.get_contract_class(name)
-    return kind
-
-
-def reason(error: Exception) -> str:
-    """Why import-linter stopped, for a reader to whom the name of an exception says nothing."""
-    if isinstance(error, NoSuchContractType):
-        return f"There is no contract type '{error}'. Name its class under contract_types: '{error}: module.Class'."
-    return str(error) or f"{type(error).__name__}, without a message. Run lint-imports --debug"
-
-
 def account(configuration: Configuration, report: Report) -> Run:
     """A report as plain data."""
     run = Run(configuration, report=report)
@@ -267,23 +167,3 @@ def _item(kind: str, text: str, configuration: Configuration, number: int) -> It
     entry = _ENTRY.match(text)
     line = configuration.line(number, *entry.groups()) if entry else configuration.line(number)
     return Item(kind, configuration.path, line, 0, "", text)
-
-
-def exit_code(report: Report) -> int:
-    """0 if all contracts are kept, 1 if one is broken, 2 if something could not be checked."""
-    checks = [check for _, check in report.get_contracts_and_checks()]
-    if report.could_not_run or any(check.metadata.get("problems") for check in checks):
-        return 2
-    return int(not all(check.kept for check in checks))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep standard output free of what import-linter prints meanwhile; what it says goes to standard error."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        if text := printed.getvalue().strip():
-            sys.stderr.write(f"{text}\n")
