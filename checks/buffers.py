@@ -12,7 +12,8 @@ from checks._ranks import NotShown
 from checks._registry import check
 from checks.bench import Bench, Trip, keep, same_bits, variants
 from checks.cases import Case
-from checks.honest import Honest, HonestBatched, HonestMonolithic
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched, HonestMonolithic
 from checks.wire import Received
 
 __all__ = ["PoisonedAllocator"]

@@ -4,15 +4,14 @@ Each rank has ``torch.distributed`` to itself, over gloo. Whatever goes wrong in
 of its process) is the result of that run and of no other: the world is made anew for the next one.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from checks._ranks import START_SECONDS, Broken, Message, NotShown, ProcessRanks, Ranks, Setting, ThreadRanks
 
-__all__ = ["Broken", "NotShown", "World", "WorldFailure", "Worlds", "worlds"]
+__all__ = ["Broken", "NotShown", "World", "WorldFailure", "Worlds"]
 
 Kind = Literal["threads", "processes"]
 
@@ -182,13 +181,3 @@ class Worlds:
         """End them all."""
         while self._worlds:
             self._worlds.popitem()[1].close()
-
-
-@contextlib.contextmanager
-def worlds(kind: Kind = "threads", **options: Any) -> Iterator[Worlds]:
-    """Worlds that end with the block."""
-    made = Worlds(kind, **options)
-    try:
-        yield made
-    finally:
-        made.close()

@@ -15,7 +15,8 @@ from checks._rows import Layer, Place
 from checks._signatures import override_problems
 from checks.bench import Bench, Trip, variants
 from checks.cases import Case
-from checks.honest import Honest, HonestBatched
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched
 
 VENDORS = ("deep_ep", "flashinfer", "mori", "nixl_ep", "nixl_ep_cu12", "nixl_ep_cu13", "pplx_kernels")
 

@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from checks._package import STATIC_SCALE
-from checks.cases import Case, Inputs, hosted_experts, inputs, placement_tables
+from checks.cases import Case, Inputs, hosted_experts, placement_tables
 
 __all__ = [
     "allowed_error",
@@ -18,7 +18,6 @@ __all__ = [
     "expected_counts",
     "factors",
     "gains",
-    "inputs_of_all",
     "quantization_error",
     "received_pairs",
     "worst",
@@ -141,8 +140,3 @@ def received_pairs(rows: torch.Tensor, experts: list[list[int]]) -> Counter[tupl
         for expert in its_experts:
             pairs[key, expert] += 1
     return pairs
-
-
-def inputs_of_all(case: Case, world_size: int, hidden: int, dtype: torch.dtype, seed: int) -> list[Inputs]:
-    """Every rank's inputs."""
-    return [inputs(case, rank, hidden, dtype, seed) for rank in range(world_size)]

@@ -11,7 +11,8 @@ from checks._ranks import NotShown
 from checks._registry import check
 from checks.bench import Bench, same_bits, variants
 from checks.cases import ROUTINGS, Case
-from checks.honest import Honest, HonestBatched, HonestMonolithic
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched, HonestMonolithic
 
 __all__ = ["drawn_routings"]
 

@@ -10,7 +10,8 @@ from checks._ranks import Broken, NotShown
 from checks._registry import check
 from checks.bench import Bench, Trip, same_bits, variants
 from checks.cases import ROUTINGS, Case, hosted_experts
-from checks.honest import Honest, HonestBatched
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched
 
 _ONE_PER_TOKEN = [Case(routing=routing) for routing in ROUTINGS if routing != "duplicates"]
 

@@ -10,7 +10,8 @@ from checks._ranks import Broken, NotShown
 from checks._registry import check
 from checks.bench import Bench, Trip, variants
 from checks.cases import Case, Inputs
-from checks.honest import Honest, HonestBatched, HonestMonolithic
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched, HonestMonolithic
 
 
 class SkipsTheCollective(Honest):

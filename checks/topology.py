@@ -4,7 +4,8 @@ from checks._ranks import Broken, NotShown
 from checks._registry import check
 from checks.bench import Bench
 from checks.cases import Case
-from checks.honest import Honest, HonestMonolithic
+from checks.honest import Honest
+from checks.honest_formats import HonestMonolithic
 
 
 class GoesByTheDataParallelSize(Honest):

@@ -22,7 +22,7 @@ import torch
 from checks._package import DEFAULT_PACKAGE
 from checks._rows import Backend
 from checks.engine import all_checks
-from checks.honest import row_of
+from checks.honest_formats import row_of
 from checks.report import main as run_matrix
 
 EXCHANGE_SECONDS = 20.0

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from checks._rows import Backend
-from checks.honest import Honest, row_of
+from checks.honest import Honest
+from checks.honest_formats import row_of
 from checks.report import main
 
 FUSED_MOE = "vllm_moe.fused_moe"

@@ -11,7 +11,8 @@ from checks._package import DEFAULT_PACKAGE
 from checks._registry import CHECKS, check
 from checks.cases import Case
 from checks.engine import all_checks, judge
-from checks.honest import Honest, HonestBatched, HonestMonolithic, row_of
+from checks.honest import Honest
+from checks.honest_formats import HonestBatched, HonestMonolithic, row_of
 from checks.report import defects
 
 CAUGHT = [
