@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracts.source._answer import Answer
+from contracts.source._dataflow.flow import Flow, TooMuch, Write
+from contracts.source._dataflow.values import Input, Item, Routine, Step, value
+from contracts.source._dataflow.world import World
 from contracts.source._errors import UnknownNameError
-from contracts.source._flow import Flow, TooMuch, Write
 from contracts.source._methods import Definition, Methods
 from contracts.source._names import Names
 from contracts.source._questions import Remark, closest, dotted, family, plain, short
 from contracts.source._resolve import ClassValue
 from contracts.source._syntax import Syntax
 from contracts.source._types import Type
-from contracts.source._values import Input, Item, Routine, Step, value
-from contracts.source._world import World
 
 if TYPE_CHECKING:
     from contracts.source._index import Index
@@ -162,17 +162,16 @@ class _Question:
         self.reported.add(key)
         path = self.syntax.path(write.module)
         column = self.syntax.column(write.module, write.line, write.offset)
-        inherited = "" if of == definition.owner else f", which {short(of)} inherits,"
+        inherited = "" if of == definition.owner else f" (inherited from {short(definition.owner)})"
         steps = [self.step(step, path) for step in write.trail]
         through = f", through {', then '.join(steps)}" if steps else ""
         what = "changes" if not write.written.path else f"changes {write.written} of"
         message = (
-            f"{short(definition.owner)}.{definition.name}{inherited} {what} its parameter '{parameter}' in place: "
+            f"{short(of)}.{definition.name}{inherited} {what} its parameter '{parameter}' in place: "
             f"{write.text} writes into it{through}. Write into a copy, or list {definition.name}.{parameter} as "
-            "writable."
+            "writable"
         )
-        owner = of if inherited else definition.owner
-        name = f"{dotted(owner)}.{definition.name}.{parameter}"
+        name = f"{dotted(of)}.{definition.name}.{parameter}"
         self.findings.append(Remark(path, write.line, column, name, message))
 
     def step(self, step: Step, path: str) -> str:

@@ -7,11 +7,11 @@ import ast
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from contracts.source._calls import Calls, text_of
-from contracts.source._objects import constant_key
-from contracts.source._resolve import ClassValue
-from contracts.source._torch import WRITTEN_ATTRIBUTES
-from contracts.source._values import (
+from contracts.source._dataflow.calls import text_of
+from contracts.source._dataflow.functions import Functions
+from contracts.source._dataflow.objects import constant_key
+from contracts.source._dataflow.operations import WRITTEN_ATTRIBUTES
+from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
     NUMBER,
@@ -29,6 +29,7 @@ from contracts.source._values import (
     join,
     value,
 )
+from contracts.source._resolve import ClassValue
 
 
 @dataclass(slots=True)
@@ -52,9 +53,10 @@ class Frame:
     outer_names: set[str] = field(default_factory=set)
     leaving: list[list[State]] = field(default_factory=list)
     repeating: list[list[State]] = field(default_factory=list)
+    raising: list[list[State]] = field(default_factory=list)
 
 
-class Expressions(Calls, abc.ABC):
+class Expressions(Functions, abc.ABC):
     """Evaluates expressions."""
 
     frame: Frame
@@ -133,14 +135,17 @@ class Expressions(Calls, abc.ABC):
     def set_item(self, owners: Value, node: ast.Subscript, new: Value, state: State) -> None:
         """``owner[index] = new``."""
         key = constant_key(node.slice)
+        surely = key is not None and not key.startswith("[-") and len(owners) == 1
         for item, trail in owners.items():
-            if isinstance(item, Made):
-                state.set_part(item, key or "[]", new, surely=key is not None and len(owners) == 1)
+            if isinstance(item, Made) and isinstance(node.slice, ast.Slice):
+                state.shuffle(item, self.elements(new, state))
+            elif isinstance(item, Made):
+                state.set_part(item, key if surely and key else "[]", new, surely=surely)
             elif isinstance(item, Input):
                 nature = self.nature(item)
                 if nature.holds is not None and nature.tensor is False:
-                    self.write(item, trail, node, f"{text_of(node)} = ...")
-                    state.set_part(item, key or "[]", new, surely=False)
+                    new = self.elements(new, state) if isinstance(node.slice, ast.Slice) else new
+                    state.set_part(item, key if surely and key else "[]", new, surely=surely)
                 elif self.may_be_tensor(item):
                     self.write(item, trail, node, f"{text_of(node)} = ...")
 
@@ -183,7 +188,7 @@ class Expressions(Calls, abc.ABC):
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 return self.comprehension(node, state)
             case ast.Lambda():
-                return value(Routine(self.frame.module, node, self.frame.key, self.frame.owner))
+                return value(self.nested(node, state))
             case _:
                 return self.other(node, state)
 
@@ -208,6 +213,20 @@ class Expressions(Calls, abc.ABC):
                 return NOTHING
             case _:
                 return NOTHING
+
+    def nested(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, state: State) -> Routine:
+        """A function that is defined inside another one; its defaults are evaluated now."""
+        routine = Routine(self.frame.module, node, self.frame.key, self.frame.owner)
+        arguments = node.args
+        positional = [*arguments.posonlyargs, *arguments.args]
+        last = positional[len(positional) - len(arguments.defaults) :]
+        for argument, default in (
+            *zip(last, arguments.defaults, strict=True),
+            *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+        ):
+            if default is not None:
+                state.set_part(routine, f"={argument.arg}", self.evaluate(default, state), surely=True)
+        return routine
 
     def is_tensor(self, given: Value) -> bool:
         """Whether a tensor is among the items."""
@@ -297,12 +316,15 @@ class Expressions(Calls, abc.ABC):
         for key, item in zip(node.keys, node.values, strict=True):
             held = self.evaluate(item, state)
             if key is None:
-                parts["[]"] = join(parts.get("[]", NOTHING), self.elements(held, state, keys=False))
+                held = self.elements(held, state, keys=False)
             else:
                 self.evaluate(key, state)
-                parts[constant_key(key) or "[]"] = join(
-                    held, parts.get("[]", NOTHING) if constant_key(key) is None else NOTHING
-                )
+            name = constant_key(key) if key is not None else None
+            if name is not None:
+                parts[name] = held
+                continue
+            for known in (*parts, "[]"):
+                parts[known] = join(parts.get(known, NOTHING), held)
         state.parts[made] = parts
         return value(made)
 

@@ -6,13 +6,8 @@ import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from contracts.source._methods import Definition, Methods
-from contracts.source._names import Alias, Lost, Meaning, Names
-from contracts.source._resolve import ClassValue, Constant, External, FunctionValue, ModuleValue
-from contracts.source._syntax import Syntax, all_statements
-from contracts.source._torch import TENSOR_TYPES
-from contracts.source._types import ANY, ELLIPSIS, AnyType, Function, Literal, Named, Type, Types, Union, Unknown
-from contracts.source._values import (
+from contracts.source._dataflow.operations import TENSOR_TYPES
+from contracts.source._dataflow.values import (
     FRESH,
     NUMBER,
     Class,
@@ -22,7 +17,12 @@ from contracts.source._values import (
     Outside,
     Routine,
 )
-from contracts.source._values import Constant as ConstantItem
+from contracts.source._dataflow.values import Constant as ConstantItem
+from contracts.source._methods import Definition, Methods
+from contracts.source._names import Alias, Lost, Meaning, Names
+from contracts.source._resolve import ClassValue, Constant, External, FunctionValue, ModuleValue
+from contracts.source._syntax import Syntax, all_statements
+from contracts.source._types import ANY, ELLIPSIS, AnyType, Function, Literal, Named, Type, Types, Union, Unknown
 
 _PLAIN = frozenset(
     "builtins.bool builtins.bytes builtins.complex builtins.float builtins.int builtins.str torch.Size torch.device "
@@ -184,7 +184,8 @@ class World:
 
     def _named(self, name: ClassValue | str, arguments: tuple[Type, ...]) -> Nature:
         if isinstance(name, ClassValue):
-            return Nature(self._is_tensor_class(name), classes=(name,))
+            holds = ANY if self.is_named_tuple(name) else None
+            return Nature(self._is_tensor_class(name), classes=(name,), holds=holds)
         if name in _PLAIN:
             return Nature(False, number=True)
         if name in TENSOR_TYPES or any(self.nature(item).tensor for item in arguments if name.startswith("jaxtyping.")):
@@ -283,6 +284,16 @@ class World:
                         if argument.arg == assigned.id and argument.annotation is not None:
                             return self.type_of(argument.annotation, of.module, of)
         return None
+
+    def is_named_tuple(self, of: ClassValue) -> bool:
+        """Whether a class's objects are tuples of its fields."""
+        return any(
+            isinstance(option, External) and option.name == "typing.NamedTuple"
+            for ancestor in self.methods.order(of)
+            if ancestor is not None
+            for options in self.syntax.index.resolver.bases(ancestor)
+            for option in options
+        )
 
     def fields(self, of: ClassValue) -> list[str] | None:
         """The fields by which a dataclass or named tuple is made, in order; None for other classes."""

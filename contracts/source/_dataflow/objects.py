@@ -6,11 +6,8 @@ import abc
 import ast
 from collections.abc import Mapping
 
-from contracts.source._methods import Definition
-from contracts.source._resolve import ClassValue
-from contracts.source._torch import NUMBERS, VIEW_ATTRIBUTES
-from contracts.source._types import ANY, Type
-from contracts.source._values import (
+from contracts.source._dataflow.operations import NUMBERS, VIEW_ATTRIBUTES
+from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
     NUMBER,
@@ -34,7 +31,10 @@ from contracts.source._values import (
     join,
     value,
 )
-from contracts.source._world import Nature, World
+from contracts.source._dataflow.world import Nature, World
+from contracts.source._methods import Definition
+from contracts.source._resolve import ClassValue
+from contracts.source._types import ANY, Type
 
 
 class Objects(abc.ABC):
@@ -53,6 +53,10 @@ class Objects(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, node: ast.expr, state: State) -> Value:
         """What an expression may be; what it changes is changed in ``state``."""
+
+    @abc.abstractmethod
+    def site(self, node: ast.AST) -> tuple[int, int]:
+        """A name for what a place of the code makes in the current call."""
 
     @abc.abstractmethod
     def get_property(self, definition: Definition, receiver: Item, node: ast.expr, state: State) -> Value:
@@ -218,7 +222,7 @@ class Objects(abc.ABC):
                 case Made(kind="dict"):
                     found.append(NOTHING if keys else state.elements(item))
                 case Made():
-                    found.append(state.elements(item))
+                    found.append(join(*self.positions(item, state).values()))
                 case Marker() if item == FRESH:
                     # A row; of a tensor of indices, a tensor of no dimension, which is as good as a number.
                     found.append(value(OPAQUE, NUMBER))
@@ -227,6 +231,14 @@ class Objects(abc.ABC):
                 case _:
                     pass
         return join(*found)
+
+    def positions(self, item: Item, state: State) -> dict[str, Value]:
+        """The elements of an object by their indices, as far as these are known; ``[]`` holds all others."""
+        parts = state.parts.get(item, {})
+        if isinstance(item, Made) and item.of is not None and self.world.is_named_tuple(item.of):
+            names = self.world.fields(item.of) or []
+            return {f"[{place}]": parts.get(f".{name}", NOTHING) for place, name in enumerate(names)}
+        return {name: held for name, held in parts.items() if name[0] == "["}
 
     def _element(self, item: Input, trail: Trail, *, keys: bool) -> Value:
         nature = self.nature(item)
@@ -267,29 +279,41 @@ class Objects(abc.ABC):
         if nature.number:
             return NOTHING
         if nature.tensor is False:
+            if nature.holds is None:
+                return held
+            whole = join(held, {item.reach("[]"): trail})
             if isinstance(node.slice, ast.Slice):
-                return {item: trail}
-            return join(held, {item.reach("[]"): trail}) if nature.holds is not None else held
+                return self.container_of(whole, "list", node, state)
+            known = state.part(item, constant_key(node.slice) or "")
+            return whole if known is None else known
         if self.copies(node.slice, index, state):
             return value(FRESH)
         return join(held, {item: trail})
 
     def _subscript_made(self, item: Item, node: ast.Subscript, state: State) -> Value:
+        parts = self.positions(item, state)
+        known = "[]" not in parts and item.kind in {"list", "tuple", "object"} if isinstance(item, Made) else False
         if isinstance(node.slice, ast.Slice):
-            return state.elements(item) and value(item)
-        parts = state.parts.get(item, {})
+            kind = item.kind if isinstance(item, Made) else "list"
+            chosen = _literal_slice(node.slice) if known else None
+            if chosen is None:
+                return self.container_of(join(*parts.values()), kind, node, state)
+            made = Made(self.site(node), kind)
+            state.parts[made] = {f"[{place}]": part for place, part in enumerate([*parts.values()][chosen])}
+            return value(made)
         key = constant_key(node.slice)
-        if key is not None and isinstance(item, Made):
-            if key in parts:
-                return join(parts[key], parts.get("[]", NOTHING))
-            if item.kind in {"list", "tuple"} and key.startswith("[-"):
-                positions = sorted(int(name[1:-1]) for name in parts if name != "[]")
-                place = len(positions) + int(key[1:-1])
-                if "[]" not in parts and 0 <= place < len(positions):
-                    return parts[f"[{place}]"]
-            elif "[]" in parts:
-                return parts["[]"]
-        return state.elements(item)
+        if key is not None and key.startswith("[-") and isinstance(item, Made) and item.kind != "dict":
+            key = f"[{len(parts) + int(key[1:-1])}]" if known else None
+        if key is None or not isinstance(item, Made):
+            return join(*parts.values())
+        # If it is none of those known: another key of a dict; an index beyond the end of a list, which raises.
+        return parts[key] if key in parts else parts.get("[]", NOTHING)
+
+    def container_of(self, held: Value, kind: str, node: ast.AST, state: State) -> Value:
+        """A new container of which each element may be any of what is held."""
+        made = Made(self.site(node), kind)
+        state.parts[made] = {"[]": held} if held else {}
+        return value(made)
 
     def copies(self, node: ast.expr, index: Value, state: State) -> bool:
         """Whether indexing a tensor with this copies: by lists, masks and tensors of indices, not by slices."""
@@ -314,12 +338,24 @@ class Objects(abc.ABC):
         """What the target at ``place`` of ``count`` gets; ``starred`` says that one of them takes the rest."""
         found: list[Value] = []
         for item, trail in given.items():
-            parts = state.parts.get(item, {})
-            if isinstance(item, Made) and item.kind in {"tuple", "list"} and not starred and f"[{place}]" in parts:
-                found.append(join(parts[f"[{place}]"], parts.get("[]", NOTHING)))
+            parts = self.positions(item, state)
+            if isinstance(item, Made) and item.kind != "dict" and not starred and f"[{place}]" in parts:
+                found.append(parts[f"[{place}]"])
             else:
                 found.append(self.elements({item: trail}, state))
         return join(*found)
+
+
+def _literal_slice(node: ast.Slice) -> slice | None:
+    bounds = []
+    for part in (node.lower, node.upper, node.step):
+        try:
+            bounds.append(ast.literal_eval(part) if part is not None else None)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+    if any(bound is not None and type(bound) is not int for bound in bounds) or bounds[2] == 0:
+        return None
+    return slice(*bounds)
 
 
 def constant_key(node: ast.expr) -> str | None:

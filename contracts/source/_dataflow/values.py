@@ -17,6 +17,7 @@ from contracts.source._resolve import ClassValue
 _Key = TypeVar("_Key", bound=Hashable)
 _LONGEST_TRAIL = 8
 _MOST_ITEMS = 40
+_LONGEST_LIST = 12  # whose elements are told apart
 _MOST_LEVELS = 4  # of attributes and elements, one inside the other
 
 
@@ -43,7 +44,8 @@ class Input:
     path: tuple[str, ...] = ()
 
     def reach(self, part: str) -> Input:
-        """What an attribute (``.name``) or an element (``[]``) of it holds."""
+        """What an attribute (``.name``) or an element (``[...]``) of it holds."""
+        part = "[]" if part[0] == "[" else part
         if len(self.path) >= _MOST_LEVELS:
             return self
         return Input(self.parameter, (*self.path, part))
@@ -233,10 +235,37 @@ class State:
         """What an object's part was last set to; None if it was not."""
         return self.parts.get(item, {}).get(name)
 
+    def held(self, item: Item, name: str) -> Value:
+        """What a part may hold: what it was set to, or else what any element may be, or what it was from the start."""
+        parts = self.parts.get(item, {})
+        if name not in parts and name[0] == "[":
+            name = "[]"
+        return parts.get(name, value(item.reach(name)) if isinstance(item, Input) else NOTHING)
+
     def set_part(self, item: Item, name: str, new: Value, *, surely: bool) -> None:
-        """Set a part of an object; if it may be another object, it may still hold what it held."""
+        """Set a part of an object; if it may be another one, or another object, it may still hold what it held."""
         parts = self.parts.setdefault(item, {})
-        parts[name] = new if surely else join(parts.get(name, NOTHING), new)
+        if not surely:
+            if name == "[]":
+                for key in parts:
+                    parts[key] = join(parts[key], new) if key[0] == "[" else parts[key]
+            new = join(self.held(item, name), new)
+        parts[name] = new
+
+    def append(self, item: Item, new: Value) -> None:
+        """Add an element at the end of a list: at a known place, while the length is known."""
+        parts = self.parts.setdefault(item, {})
+        if isinstance(item, Input) or "[]" in parts or len(parts) >= _LONGEST_LIST:
+            parts["[]"] = join(self.held(item, "[]"), new)
+        else:
+            parts[f"[{len(parts)}]"] = new
+
+    def shuffle(self, item: Item, new: Value = NOTHING) -> None:
+        """Let any element be at any place, and ``new`` too."""
+        parts = self.parts.setdefault(item, {})
+        mixed = join(self.held(item, "[]"), *(parts.pop(name) for name in [*parts] if name[0] == "["), new)
+        if mixed:
+            parts["[]"] = mixed
 
     def elements(self, item: Item) -> Value:
         """Whatever the elements of a container that the code made may be."""
@@ -262,13 +291,19 @@ def merge(states: Iterable[State | None]) -> State | None:
 
 
 def _default_parts(one: State, other: State) -> None:
-    """A part of an input that only one path has set holds, on the other, what it held from the start."""
+    """A part that only one path has set holds, on the other, what any element or what it held from the start."""
     for mine, theirs in ((one.parts, other.parts), (other.parts, one.parts)):
+        state = one if theirs is one.parts else other
         for item, parts in mine.items():
-            if isinstance(item, Input):
-                for name in parts:
-                    if name not in theirs.get(item, {}):
-                        theirs.setdefault(item, {})[name] = value(item.reach(name))
+            if not isinstance(item, Input) and item not in theirs:
+                continue  # an object that the other path did not make
+            missing = [name for name in parts if name not in theirs.get(item, {})]
+            for name in missing:
+                if not (isinstance(item, Made) and name == "[]"):
+                    theirs.setdefault(item, {})[name] = state.held(item, name)
+            if missing and isinstance(item, Made) and item.kind == "list":
+                # Its length is not known any more.
+                theirs[item]["[]"] = state.elements(item)
 
 
 def _merge_into(merged: dict[_Key, dict[str, Value]], other: Mapping[_Key, Mapping[str, Value]]) -> None:

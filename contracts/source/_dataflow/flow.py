@@ -1,0 +1,315 @@
+"""What functions do to what they are given, statement by statement, through every call that can be followed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from contracts.source._dataflow.calls import Arguments, text_of
+from contracts.source._dataflow.expressions import Frame
+from contracts.source._dataflow.statements import Statements
+from contracts.source._dataflow.values import (
+    NOTHING,
+    Bound,
+    Input,
+    Item,
+    Made,
+    Partial,
+    Routine,
+    State,
+    Step,
+    Trail,
+    Value,
+    clearer,
+    extend,
+    join,
+    merge,
+    reaches_input,
+    value,
+)
+from contracts.source._dataflow.world import World
+from contracts.source._methods import Definition
+from contracts.source._resolve import ClassValue
+from contracts.source._types import Type
+
+_DEEPEST = 12  # calls, one inside the other
+_MOST_RECURSIONS = 3  # of one function inside itself, with other arguments
+_MOST_STEPS = 200_000
+_MOST_ROUNDS = 4  # of a loop, until what its names hold stays as it is
+_POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
+
+
+class TooMuch(Exception):
+    """A method that takes too many steps to follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A statement that writes into a parameter: where it stands, what it says, and by which steps it got there."""
+
+    written: Input
+    module: str
+    line: int
+    offset: int
+    text: str
+    trail: Trail
+
+
+class Flow(Statements):
+    """Follows one method.
+
+    Args:
+        world: what the tree says.
+        types: the types of the method's parameters.
+        of: the class whose object it is called on.
+        untracked: the parameters that it may write into, and ``self``.
+        promised: says which parameters a method of the tree that is called may write into, if it is itself
+            held not to write into any other; None for any other function.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        types: Mapping[str, Type],
+        of: ClassValue,
+        untracked: frozenset[str],
+        promised: Callable[[Routine, Item | None], frozenset[str] | None],
+    ) -> None:
+        super().__init__(world, types)
+        self.of = of
+        self.untracked = untracked
+        self.promised = promised
+        self.writes: dict[tuple[str, str, int, int], Write] = {}
+        self.consulted: set[str] = set()
+        self.frames: dict[int, Frame] = {}
+        self.too_deep = ""
+        self._frame_keys: dict[tuple[int, int, int], int] = {}
+        self._running: list[tuple[Routine, dict[str, Value]]] = []
+        self._out_of_sight: dict[ast.AST, ast.expr] = {}
+        self._quiet = 0
+        self._steps = 0
+
+    def follow(self, routine: Routine, given: Mapping[str, Value], receiver: Item | None) -> None:
+        """Run the method with these parameters, and then the functions that it leaves behind."""
+        state = State()
+        self.frame = Frame(-1, routine.module, routine.owner, None, None)
+        returned = self.enter(routine, dict(given), receiver, routine.node, state)
+        self.escape(returned, state)
+        for item, parts in list(state.parts.items()):
+            if isinstance(item, Input):
+                for held in parts.values():
+                    self.escape(held, state)
+
+    def tick(self) -> None:
+        """Count a step of work."""
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise TooMuch
+
+    # What the parts below need
+
+    def site(self, node: ast.AST) -> tuple[int, int]:
+        """A name for what a place of the code makes in the current call."""
+        return self.frame.key, id(node)
+
+    def write(self, item: Item, trail: Trail, node: ast.AST, text: str) -> None:
+        """Note that an operation writes into an item."""
+        if self._quiet or not isinstance(item, Input) or item.parameter in self.untracked:
+            return
+        if self.nature(item).number:
+            return
+        line, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        key = (item.parameter, self.frame.module, line, offset)
+        known = self.writes.get(key)
+        if known is None or clearer(trail, known.trail):
+            self.writes[key] = Write(item, self.frame.module, line, offset, text, trail)
+
+    def continue_as(self, state: State, ends: Sequence[State | None]) -> None:
+        """Let ``state`` be what holds after any of some paths."""
+        merged = merge(ends)
+        if merged is not None:
+            state.names, state.parts = merged.names, merged.parts
+
+    def escape(self, given: Value, state: State) -> None:
+        """Follow functions that code out of sight may call, with arguments of which nothing is known."""
+        pending, seen = list(given), set(given)
+        while pending:
+            item = pending.pop()
+            function: Item = item
+            arguments = Arguments()
+            if isinstance(function, Partial):
+                arguments = self._kept[function]
+                function = function.function
+            if isinstance(function, Bound):
+                arguments = arguments.behind(function.receiver, ())
+                function = function.routine
+            if isinstance(function, Routine) and all(function != running for running, _ in self._running):
+                self.run(function, arguments, None, self._call_of(function.node), state)
+            for held in state.parts.get(item, {}).values() if isinstance(item, Made) else ():
+                pending += [inner for inner in held if inner not in seen]
+                seen |= held.keys()
+
+    def _call_of(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.expr:
+        """An expression that stands for a call out of sight; one for each function, since its identity counts."""
+        if node not in self._out_of_sight:
+            name = ast.Name("it" if isinstance(node, ast.Lambda) else node.name)
+            self._out_of_sight[node] = ast.copy_location(name, node)
+        return self._out_of_sight[node]
+
+    def get_property(self, definition: Definition, receiver: Item, node: ast.expr, state: State) -> Value:
+        """What reading a property gives."""
+        if definition.node is None:
+            return NOTHING
+        routine = Routine(definition.module, definition.node, None, definition.owner)
+        given = self.run(routine, Arguments([value(receiver)]), receiver, node, state)
+        if given or not isinstance(receiver, Input):
+            return given
+        return value(receiver.reach(f".{definition.name}"))
+
+    # Calls
+
+    def run(
+        self, routine: Routine, arguments: Arguments, receiver: Item | None, node: ast.expr, state: State
+    ) -> Value:
+        """What a function of the tree returns for these arguments."""
+        if receiver is not None and isinstance(receiver, Input) and not receiver.path:
+            self.consulted.add(getattr(routine.node, "name", ""))
+        function = routine.node
+        annotation = None if isinstance(function, ast.Lambda) else function.returns
+        closes_over = routine.frame is not None
+        given = join(*arguments.all())
+        if not closes_over and not reaches_input(given, state, self.is_irrelevant):
+            if annotation is not None:
+                return self.described(annotation, routine)
+            if routine.module != self.frame.module:
+                return NOTHING
+        names = self.parameters(routine, arguments, node, state)
+        same = [held for running, held in self._running if running == routine]
+        if len(same) >= _MOST_RECURSIONS or any(_as_before(names, held) for held in same):
+            return {item: trail for item, trail in given.items() if isinstance(item, Input)}
+        if len(self._running) > _DEEPEST:
+            self.too_deep = self.too_deep or text_of(node)
+            return NOTHING
+        allowed = self.promised(routine, receiver)
+        if allowed is None:
+            return self.enter(routine, names, receiver, node, state)
+        for name in sorted(allowed):
+            self.write_all(names.get(name, NOTHING), node, f"{text_of(_head(node))}(), which writes its {name},", state)
+        self._quiet += 1
+        try:
+            return self.enter(routine, names, receiver, node, state)
+        finally:
+            self._quiet -= 1
+
+    def is_irrelevant(self, item: Input) -> bool:
+        """Whether nothing is lost if an input is not followed."""
+        return item.parameter in self.untracked or self.nature(item).number
+
+    def described(self, annotation: ast.expr, routine: Routine) -> Value:
+        """What is known of a result by its annotation."""
+        return value(*self.world.described(self.world.type_of(annotation, routine.module, routine.owner)))
+
+    def parameters(
+        self, routine: Routine, arguments: Arguments, node: ast.expr, state: State
+    ) -> dict[str, Value]:
+        """What the parameters of a function hold when it begins."""
+        declared = routine.node.args
+        names: dict[str, Value] = {}
+        positional = [*declared.posonlyargs, *declared.args]
+        defaults = [None] * (len(positional) - len(declared.defaults)) + list(declared.defaults)
+        taken = list(arguments.positional)
+        head = text_of(_head(node))
+        for item, default in zip(
+            [*positional, *declared.kwonlyargs], [*defaults, *declared.kw_defaults], strict=True
+        ):
+            by_position = item in positional and bool(taken)
+            if by_position:
+                held = taken.pop(0)
+            elif item.arg in arguments.named:
+                held = arguments.named[item.arg]
+            else:
+                held = join(arguments.rest if item in positional else NOTHING, arguments.named_rest)
+                if default is not None and routine.frame is None:
+                    held = join(held, self.default(default, routine))
+                held = join(held, state.part(routine, f"={item.arg}") or NOTHING)
+            step = Step(self.frame.module, node.lineno, f"{item.arg} of {head}()")
+            names[item.arg] = extend(held, step)
+            if not held and item.annotation is not None:
+                names[item.arg] = self.described(item.annotation, routine)
+        if declared.vararg is not None:
+            made = Made((*self.site(node), "rest"), "tuple")
+            state.parts[made] = {f"[{place}]": held for place, held in enumerate(taken)}
+            if arguments.rest:
+                state.parts[made]["[]"] = arguments.rest
+            names[declared.vararg.arg] = value(made)
+        if declared.kwarg is not None:
+            made = Made((*self.site(node), "named rest"), "dict")
+            left = {name: held for name, held in arguments.named.items() if name not in names}
+            state.parts[made] = {f"['{name}']": held for name, held in left.items()}
+            if arguments.named_rest:
+                state.parts[made]["[]"] = arguments.named_rest
+            names[declared.kwarg.arg] = value(made)
+        return names
+
+    def default(self, node: ast.expr, routine: Routine) -> Value:
+        """What a default is."""
+        if isinstance(node, ast.Constant):
+            return self.evaluate(node, State())
+        if isinstance(node, ast.Name):
+            return value(*self.world.global_(routine.module, node.id))
+        return NOTHING
+
+    def enter(
+        self, routine: Routine, names: dict[str, Value], receiver: Item | None, node: ast.AST, state: State
+    ) -> Value:
+        """Run a function's body; ``state`` becomes what holds when it is done."""
+        place = (self.frame.key, id(node), id(routine.node))
+        key = self._frame_keys.setdefault(place, len(self._frame_keys))
+        before, frame = self.frame, Frame(key, routine.module, routine.owner, routine.frame, receiver)
+        frame.kernel = before.kernel or self.is_kernel(routine)
+        self.frames[key] = frame
+        state.names[key] = names
+        self.frame = frame
+        self._running.append((routine, dict(names)))
+        try:
+            if isinstance(routine.node, ast.Lambda):
+                return self.evaluate(routine.node.body, state)
+            end = self.block(routine.node.body, state.copy())
+        finally:
+            self._running.pop()
+            self.frame = before
+        self.continue_as(state, [*frame.ends, end])
+        if not self.world.has_nested(routine.node):
+            state.names.pop(key, None)
+        if frame.yielded:
+            made = Made((before.key, id(node), "generator"), "list")
+            state.parts[made] = {"[]": join(*frame.yielded)}
+            return value(made)
+        result = join(*frame.returned)
+        if not result and routine.node.returns is not None:
+            return self.described(routine.node.returns, routine)
+        return result
+
+    def is_kernel(self, routine: Routine) -> bool:
+        """Whether a function is Triton code."""
+        decorators = getattr(routine.node, "decorator_list", ())
+        return any("triton" in ast.unparse(decorator).partition("(")[0] for decorator in decorators)
+
+    def outside(self, name: str, arguments: Arguments, node: ast.Call, state: State) -> Value:
+        """What a function from outside of the tree gives; Triton's write through pointers."""
+        if self.frame.kernel and name.startswith(_POINTER_WRITERS):
+            self.write_all(arguments.first(0, "pointer"), node, f"{text_of(node.func)}()", state)
+            return NOTHING
+        return super().outside(name, arguments, node, state)
+
+
+def _as_before(names: Mapping[str, Value], before: Mapping[str, Value]) -> bool:
+    """Whether the parameters hold the same items, whatever their trails."""
+    return all(held.keys() == before[name].keys() for name, held in names.items())
+
+
+def _head(node: ast.expr) -> ast.expr:
+    return node.func if isinstance(node, ast.Call) else node
+
+
