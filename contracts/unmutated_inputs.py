@@ -13,7 +13,49 @@ from contracts.source import Index, UnknownNameError
 
 
 class UnmutatedInputsContract(DefinitionContract):
-    """No method of a subclass writes into a tensor that it was given.
+    """No listed method of the base classes and their subclasses writes into a tensor that it is given.
+
+    Whoever calls such a method may go on using what it passed: a shared expert reads the hidden states that
+    ``prepare`` was given. A method that scales them in place is right on its own and wrong in company, and no
+    type checker sees it.
+
+    A write is a method of a tensor whose name ends in an underscore (but ``requires_grad_``, ``detach_``,
+    ``rename_`` and ``share_memory_``, which change no data), an augmented assignment, an assignment to an item, a
+    slice or ``.data``, ``out=``, ``inplace=True``, a function of torch whose name ends in an underscore, and a
+    collective operation of ``torch.distributed`` into its output.
+
+    Values are followed in every order in which the statements may run: through names, views, slices, rows,
+    tuples, lists, dicts, attributes of objects, comprehensions, closures, functions that the method leaves
+    behind, and every function and method of the root packages that is called; a name bound anew holds
+    something else from there on. What may be the tensor itself counts as the tensor: ``reshape``,
+    ``contiguous`` and ``to`` copy or not, depending on what they are given, and a write that shows for some
+    inputs only is the worse one. A copy (``clone``, arithmetic, indexing with a tensor or a list) does not count.
+    Of a parameter, its annotation, its base's or its default says whether it is a tensor, holds tensors, or
+    neither; without any it counts as one. Changing a list or dict that was passed is no finding, but what is
+    written into the tensors in it is.
+
+    Not followed, and no finding: what a function outside of the root packages does to its arguments; objects
+    whose class nothing tells; what one call leaves in ``self`` for another one. That two conditions exclude each
+    other is seen only where both are written out in constants, ``None`` or classes. A listed method that is
+    called is taken at its word: what it writes against the contract is reported where it is defined.
+
+    Options:
+
+    - ``base_classes``: dotted names of classes in the root packages.
+    - ``methods``: names, with ``*`` and ``?`` as in file names; all public methods of the base classes, and of the
+      classes between, if there are none.
+    - ``writable``: one ``method.parameter`` a line for each parameter that a method is meant to write into.
+
+    Findings are ignored by the name ``pkg.module.Class.method.parameter``; a second statement that writes into the
+    same parameter is ``pkg.module.Class.method.parameter[2]``.
+
+    An example that breaks it::
+
+        class Backend(Base):
+            def prepare(self, a1: Tensor, weights: Tensor) -> Tensor:
+                rows = a1.view(-1, a1.shape[-1])
+                rows.mul_(weights)  # writes into a1
+                return rows
     """
 
     type_name = "unmutated_inputs"
@@ -33,7 +75,10 @@ class UnmutatedInputsContract(DefinitionContract):
         writable = cast("list[str]", self.writable)
         answer = index.subclasses(bases, graph)
         if not answer.found and not answer.undecided and not answer.problems:
-            raise UnknownNameError(f"Nothing to check: {listed(bases)} has no subclass in {listed(index.tree.roots)}.")
+            raise UnknownNameError(
+                f"Nothing to check: {listed(bases)} has no subclass in {listed(index.tree.roots)}. "
+                "Correct base_classes, or remove the contract."
+            )
 
         def ask() -> Any:
             # A warm run remembers the answer, and does without what would compute it.
@@ -43,10 +88,13 @@ class UnmutatedInputsContract(DefinitionContract):
 
         key = ["unmutated_inputs", *sorted(bases), "methods", *sorted(methods), "writable", *sorted(writable)]
         plain = index.remembered(key, ask)
-        rule = "whose methods leave their tensors as they are"
-        undecided = [
-            *(Finding(*item) for item in plain["undecided"]),
-            *(doubt(open_, bases, rule) for open_ in answer.undecided),
-        ]
-        problems = sorted({*plain["problems"], *map(describe, answer.problems)})
-        return Examination([Finding(*item) for item in plain["findings"]], sorted(undecided), problems)
+        return Examination(
+            [Finding(*item) for item in plain["findings"]],
+            sorted(
+                [
+                    *(Finding(*item) for item in plain["undecided"]),
+                    *(doubt(open_, bases, "whose methods leave their tensors alone") for open_ in answer.undecided),
+                ]
+            ),
+            sorted({*plain["problems"], *map(describe, answer.problems)}),
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import ast
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from contracts.source._dataflow.objects import Objects
 from contracts.source._dataflow.values import (
     NOTHING,
     OPAQUE,
+    Arguments,
     Attribute,
     Bound,
     Class,
@@ -28,36 +28,7 @@ from contracts.source._dataflow.values import (
     join,
     value,
 )
-from contracts.source._dataflow.world import World
 from contracts.source._resolve import ClassValue
-from contracts.source._types import Type
-
-
-@dataclass(slots=True)
-class Arguments:
-    """The arguments of a call; ``rest`` and ``named_rest`` are the elements of starred ones."""
-
-    positional: list[Value] = field(default_factory=list)
-    named: dict[str, Value] = field(default_factory=dict)
-    rest: Value = field(default_factory=dict)
-    named_rest: Value = field(default_factory=dict)
-
-    def first(self, place: int, name: str) -> Value:
-        """The argument at a position or with a name."""
-        if place < len(self.positional):
-            return self.positional[place]
-        return join(self.named.get(name, NOTHING), self.rest, self.named_rest)
-
-    def all(self) -> Iterator[Value]:
-        """Every argument."""
-        yield from self.positional
-        yield from self.named.values()
-        yield self.rest
-        yield self.named_rest
-
-    def behind(self, receiver: Item, trail: Trail) -> Arguments:
-        """These arguments, with one more in front."""
-        return Arguments([{receiver: trail}, *self.positional], self.named, self.rest, self.named_rest)
 
 
 class Calls(Objects, abc.ABC):
@@ -67,10 +38,6 @@ class Calls(Objects, abc.ABC):
         world: what the tree says.
         types: the types of the method's parameters.
     """
-
-    def __init__(self, world: World, types: Mapping[str, Type]) -> None:
-        super().__init__(world, types)
-        self._kept: dict[Partial, Arguments] = {}
 
     @abc.abstractmethod
     def run(
@@ -178,8 +145,7 @@ class Calls(Objects, abc.ABC):
                 return self.outside(name, arguments, node, state)
             case Attribute(owner, name):
                 return self.method(owner, trail, name, arguments, node, state)
-            case Partial(function):
-                kept = self._kept[item]
+            case Partial(function, arguments=kept):
                 whole = Arguments(
                     [*kept.positional, *arguments.positional],
                     {**kept.named, **arguments.named},
@@ -227,6 +193,7 @@ class Calls(Objects, abc.ABC):
     def instance(self, of: ClassValue, arguments: Arguments, node: ast.Call, state: State) -> Value:
         """An object of a class of the tree."""
         made = Made(self.site(node), "object", of)
+        state.parts.setdefault(made, {})
         fields = self.world.fields(of)
         if fields is not None:
             for place, name in enumerate(fields):

@@ -116,8 +116,8 @@ class Conditions(Expressions, abc.ABC):
     def widened(self, before: State, after: State) -> State:
         """``after`` without what a test said of names that it held ``before``."""
         names = before.names.get(self.frame.key, {})
-        mine = after.names.setdefault(self.frame.key, {})
+        mine = after.names.get(self.frame.key, {})
         for name, held in names.items():
             if mine.get(name) in (value(Constant("NoneType", None)), value(NUMBER)):
-                mine[name] = held
+                after.bind(self.frame.key, name, held)
         return after

@@ -90,7 +90,7 @@ class Expressions(Functions, abc.ABC):
                 outer = self.frames[outer].parent
             else:
                 return  # a global
-        state.names.setdefault(key, {})[name] = new
+        state.bind(key, name, new)
 
     def step(self, node: ast.expr | ast.stmt, text: str) -> Step:
         """A step of a trail, at a place of the current function."""
@@ -331,7 +331,7 @@ class Expressions(Functions, abc.ABC):
     def comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp, state: State
     ) -> Value:
-        names = state.names.setdefault(self.frame.key, {})
+        names = state.names.get(self.frame.key, {})
         own = {
             inner.id
             for generator in node.generators
@@ -350,10 +350,9 @@ class Expressions(Functions, abc.ABC):
             held, kind = self.evaluate(node.value, state), "dict"
         else:
             held, kind = self.evaluate(node.elt, state), "set" if isinstance(node, ast.SetComp) else "list"
-        names = state.names.setdefault(self.frame.key, {})
-        for name in own:
-            names.pop(name, None)
-        names.update(before)
+        state.unbind(self.frame.key, own)
+        for name, outer in before.items():
+            state.bind(self.frame.key, name, outer)
         made = Made(self.site(node), kind)
         state.parts[made] = {"[]": held} if held else {}
         return value(made)

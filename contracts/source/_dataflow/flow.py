@@ -6,11 +6,12 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from contracts.source._dataflow.calls import Arguments, text_of
+from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.expressions import Frame
 from contracts.source._dataflow.statements import Statements
 from contracts.source._dataflow.values import (
     NOTHING,
+    Arguments,
     Bound,
     Input,
     Item,
@@ -25,7 +26,7 @@ from contracts.source._dataflow.values import (
     extend,
     join,
     merge,
-    reaches_input,
+    reachable,
     value,
 )
 from contracts.source._dataflow.world import World
@@ -139,7 +140,7 @@ class Flow(Statements):
             function: Item = item
             arguments = Arguments()
             if isinstance(function, Partial):
-                arguments = self._kept[function]
+                arguments = function.arguments
                 function = function.function
             if isinstance(function, Bound):
                 arguments = arguments.behind(function.receiver, ())
@@ -179,7 +180,7 @@ class Flow(Statements):
         annotation = None if isinstance(function, ast.Lambda) else function.returns
         closes_over = routine.frame is not None
         given = join(*arguments.all())
-        if not closes_over and not reaches_input(given, state, self.is_irrelevant):
+        if not closes_over and not any(map(self.matters, reachable(given, state))):
             if annotation is not None:
                 return self.described(annotation, routine)
             if routine.module != self.frame.module:
@@ -202,9 +203,9 @@ class Flow(Statements):
         finally:
             self._quiet -= 1
 
-    def is_irrelevant(self, item: Input) -> bool:
-        """Whether nothing is lost if an input is not followed."""
-        return item.parameter in self.untracked or self.nature(item).number
+    def matters(self, item: Item) -> bool:
+        """Whether something would be lost if the item were not followed."""
+        return isinstance(item, Input) and item.parameter not in self.untracked and not self.nature(item).number
 
     def described(self, annotation: ast.expr, routine: Routine) -> Value:
         """What is known of a result by its annotation."""
@@ -239,16 +240,14 @@ class Flow(Statements):
                 names[item.arg] = self.described(item.annotation, routine)
         if declared.vararg is not None:
             made = Made((*self.site(node), "rest"), "tuple")
-            state.parts[made] = {f"[{place}]": held for place, held in enumerate(taken)}
-            if arguments.rest:
-                state.parts[made]["[]"] = arguments.rest
+            parts = {f"[{place}]": held for place, held in enumerate(taken)}
+            state.parts[made] = {**parts, "[]": arguments.rest} if arguments.rest else parts
             names[declared.vararg.arg] = value(made)
         if declared.kwarg is not None:
             made = Made((*self.site(node), "named rest"), "dict")
             left = {name: held for name, held in arguments.named.items() if name not in names}
-            state.parts[made] = {f"['{name}']": held for name, held in left.items()}
-            if arguments.named_rest:
-                state.parts[made]["[]"] = arguments.named_rest
+            parts = {f"['{name}']": held for name, held in left.items()}
+            state.parts[made] = {**parts, "[]": arguments.named_rest} if arguments.named_rest else parts
             names[declared.kwarg.arg] = value(made)
         return names
 
@@ -272,6 +271,7 @@ class Flow(Statements):
         state.names[key] = names
         self.frame = frame
         self._running.append((routine, dict(names)))
+        entry = state.copy()
         try:
             if isinstance(routine.node, ast.Lambda):
                 return self.evaluate(routine.node.body, state)
@@ -280,15 +280,16 @@ class Flow(Statements):
             self._running.pop()
             self.frame = before
         self.continue_as(state, [*frame.ends, end])
-        if not self.world.has_nested(routine.node):
-            state.names.pop(key, None)
+        result = join(*frame.returned)
         if frame.yielded:
             made = Made((before.key, id(node), "generator"), "list")
             state.parts[made] = {"[]": join(*frame.yielded)}
-            return value(made)
-        result = join(*frame.returned)
-        if not result and routine.node.returns is not None:
-            return self.described(routine.node.returns, routine)
+            result = value(made)
+        elif not result and routine.node.returns is not None:
+            result = self.described(routine.node.returns, routine)
+        if not self.world.has_nested(routine.node):
+            state.names.pop(key, None)
+        _forget(state, entry, result)
         return result
 
     def is_kernel(self, routine: Routine) -> bool:
@@ -302,6 +303,21 @@ class Flow(Statements):
             self.write_all(arguments.first(0, "pointer"), node, f"{text_of(node.func)}()", state)
             return NOTHING
         return super().outside(name, arguments, node, state)
+
+
+def _forget(state: State, entry: State, result: Value) -> None:
+    """Drop the objects that a call made and that nothing leads to any more, as most are; ``entry`` is from before it."""
+    made = [item for item in state.parts if item not in entry.parts and isinstance(item, Made)]
+    if not made:
+        return
+    changed = [parts for item, parts in state.parts.items() if item in entry.parts and parts is not entry.parts[item]]
+    changed += [parts for item, parts in state.parts.items() if item not in entry.parts and not isinstance(item, Made)]
+    changed += [names for frame, names in state.names.items() if names is not entry.names.get(frame)]
+    roots = [item for parts in changed for held in parts.values() for item in held]
+    kept = set(reachable([*result, *roots], state))
+    for item in made:
+        if item not in kept:
+            del state.parts[item]
 
 
 def _as_before(names: Mapping[str, Value], before: Mapping[str, Value]) -> bool:

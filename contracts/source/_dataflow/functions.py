@@ -6,7 +6,7 @@ import abc
 import ast
 from collections.abc import Callable
 
-from contracts.source._dataflow.calls import Arguments, text_of
+from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.members import Members
 from contracts.source._dataflow.operations import (
     REDUCTIONS,
@@ -21,6 +21,7 @@ from contracts.source._dataflow.values import (
     NOTHING,
     NUMBER,
     OPAQUE,
+    Arguments,
     Constant,
     Input,
     Item,
@@ -38,6 +39,7 @@ _NUMBER_FUNCTIONS = frozenset(
     "math.floor math.gcd math.isqrt math.prod math.sqrt torch.numel torch.is_tensor builtins.callable "
     "builtins.hasattr builtins.range".split()
 )
+_SAME_PLACES = frozenset({"builtins.list", "builtins.tuple", "builtins.iter"})
 _SAME_ELEMENTS = frozenset(
     "builtins.list builtins.tuple builtins.set builtins.frozenset builtins.sorted builtins.reversed builtins.iter "
     "collections.deque itertools.chain itertools.islice itertools.cycle builtins.filter".split()
@@ -87,12 +89,13 @@ class Functions(Members, abc.ABC):
         sources = arguments.positional[1:] if name == "builtins.filter" else arguments.positional
         if name == "builtins.sorted":
             self.escape(arguments.named.get("key", NOTHING), state)
-        made = Made(self.site(node), "tuple" if name == "builtins.tuple" else "list")
-        state.parts.setdefault(made, {})
-        for given in (*sources, arguments.rest):
-            elements = self.elements(given, state)
-            if elements:
-                state.set_part(made, "[]", elements, surely=False)
+        kind = "tuple" if name == "builtins.tuple" else "list"
+        parts = self.spread(arguments.first(0, "iterable"), state) if name in _SAME_PLACES else None
+        if parts is None:
+            elements = join(*(self.elements(given, state) for given in (*sources, arguments.rest)))
+            return self.container_of(elements, kind, node, state)
+        made = Made(self.site(node), kind)
+        state.parts[made] = {f"[{place}]": part for place, part in enumerate(parts)}
         return value(made)
 
     # Builtins that need more than a table
@@ -112,11 +115,8 @@ class Functions(Members, abc.ABC):
     def _zip(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
         site = self.site(node)
         pair, made = Made((*site, "pair"), "tuple"), Made(site, "list")
-        state.parts[pair] = {
-            f"[{place}]": self.elements(given, state) for place, given in enumerate(arguments.positional)
-        }
-        if arguments.rest:
-            state.parts[pair]["[]"] = self.elements(arguments.rest, state)
+        parts = {f"[{place}]": self.elements(given, state) for place, given in enumerate(arguments.positional)}
+        state.parts[pair] = {**parts, "[]": self.elements(arguments.rest, state)} if arguments.rest else parts
         state.parts[made] = {"[]": value(pair)}
         return value(made)
 
@@ -153,11 +153,8 @@ class Functions(Members, abc.ABC):
     def _partial(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
         found: list[Item] = []
         for function in arguments.first(0, "func"):
-            item = Partial(function, self.site(node))
-            self._kept[item] = Arguments(
-                arguments.positional[1:], arguments.named, arguments.rest, arguments.named_rest
-            )
-            found.append(item)
+            rest = Arguments(arguments.positional[1:], arguments.named, arguments.rest, arguments.named_rest)
+            found.append(Partial(function, self.site(node), rest))
         return value(*found)
 
     def _same(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
@@ -173,11 +170,10 @@ class Functions(Members, abc.ABC):
 
     def _dict(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
         made = Made(self.site(node), "dict")
-        parts = state.parts[made] = {f"['{name}']": held for name, held in arguments.named.items()}
+        parts = {f"['{name}']": held for name, held in arguments.named.items()}
         rest = [self.elements(given, state, keys=False) for given in arguments.positional]
         held = join(*rest, arguments.named_rest)
-        if held:
-            parts["[]"] = held
+        state.parts[made] = {**parts, "[]": held} if held else parts
         return value(made)
 
     def _reduce(self, arguments: Arguments, node: ast.Call, state: State) -> Value:

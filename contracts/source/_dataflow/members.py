@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import ast
 
-from contracts.source._dataflow.calls import Arguments, Calls, text_of
+from contracts.source._dataflow.calls import Calls, text_of
 from contracts.source._dataflow.objects import constant_key
 from contracts.source._dataflow.operations import (
     NUMBERS,
@@ -17,6 +17,7 @@ from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
     NUMBER,
+    Arguments,
     Constant,
     Input,
     Item,

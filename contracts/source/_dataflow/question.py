@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class _Question:
         for value_ in subjects:
             for name in sorted(self.wanted):
                 self.look_at_inherited(value_, name)
-        return plain(self.findings, self.undecided, self.syntax.problems)
+        return plain(_numbered(self.findings), self.undecided, self.syntax.problems)
 
     def check_writable(self, writable: Sequence[str]) -> None:
         known = {
@@ -183,3 +184,14 @@ class _Question:
         name = f"{dotted(definition.owner)}.{definition.name}"
         what = f"{short(of)}.{definition.name} may change its parameters in place: {reason}"
         self.undecided.append(Remark(path, definition.line, definition.column, name, what))
+
+
+def _numbered(findings: Sequence[Remark]) -> list[Remark]:
+    """The findings, with a number in the names of those that are not the first of their name: each can be ignored."""
+    seen: Counter[str] = Counter()
+    ordered = sorted(findings, key=lambda remark: (remark.name, remark.path, remark.line, remark.column))
+    for remark in ordered:
+        seen[remark.name] += 1
+        if seen[remark.name] > 1:
+            remark.name += f"[{seen[remark.name]}]"
+    return ordered

@@ -99,7 +99,7 @@ class Statements(Conditions, abc.ABC):
             case ast.Delete():
                 for target in node.targets:
                     if isinstance(target, ast.Name):
-                        state.names.get(self.frame.key, {}).pop(target.id, None)
+                        state.unbind(self.frame.key, {target.id})
                     elif isinstance(target, ast.Subscript):
                         for item in self.evaluate(target.value, state):
                             if isinstance(item, Input | Made):

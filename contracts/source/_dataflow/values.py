@@ -8,7 +8,7 @@ of, which function a name is, whether an index is a number.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -101,10 +101,11 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """``functools.partial``: ``site`` tells where its arguments are kept."""
+    """``functools.partial``, made at ``site``: a function and its first arguments."""
 
     function: Item
     site: Hashable
+    arguments: Arguments = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +185,49 @@ def join(*values: Value) -> Value:
     filled = [item for item in values if item]
     if len(filled) <= 1:
         return filled[0] if filled else NOTHING
-    joined: dict[Item, Trail] = dict(filled[0])
+    first = filled[0]
+    joined: dict[Item, Trail] | None = None
     for other in filled[1:]:
         for item, trail in other.items():
-            known = joined.get(item)
+            known = first.get(item) if joined is None else joined.get(item)
             if known is None or clearer(trail, known):
+                if joined is None:
+                    joined = dict(first)
                 joined[item] = trail
+    if joined is None:
+        return first  # itself, so that what did not change is seen at a glance
     if len(joined) > _MOST_ITEMS:
         # Inputs matter; of the rest there may be a few too many.
         kept = [item for item in joined if isinstance(item, Input | Made)]
         return {item: joined[item] for item in kept[:_MOST_ITEMS]}
     return joined
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The arguments of a call; ``rest`` and ``named_rest`` are the elements of starred ones."""
+
+    positional: list[Value] = field(default_factory=list)
+    named: dict[str, Value] = field(default_factory=dict)
+    rest: Value = field(default_factory=dict)
+    named_rest: Value = field(default_factory=dict)
+
+    def first(self, place: int, name: str) -> Value:
+        """The argument at a position or with a name."""
+        if place < len(self.positional):
+            return self.positional[place]
+        return join(self.named.get(name, NOTHING), self.rest, self.named_rest)
+
+    def all(self) -> Iterator[Value]:
+        """Every argument."""
+        yield from self.positional
+        yield from self.named.values()
+        yield self.rest
+        yield self.named_rest
+
+    def behind(self, receiver: Item, trail: Trail) -> Arguments:
+        """These arguments, with one more in front."""
+        return Arguments([{receiver: trail}, *self.positional], self.named, self.rest, self.named_rest)
 
 
 def clearer(trail: Trail, known: Trail) -> bool:
@@ -217,19 +250,27 @@ def constant(item: Item) -> bool | None:
     return bool(item.value) if isinstance(item, Constant) else None
 
 
+_Parts = dict[str, Value]  # never changed once it is in a state: copies of the state share it
+
+
 @dataclass(slots=True)
 class State:
     """All that may be held at one point: names by the call that they belong to, and parts of objects."""
 
-    names: dict[Hashable, dict[str, Value]] = field(default_factory=dict)
-    parts: dict[Item, dict[str, Value]] = field(default_factory=dict)
+    names: dict[Hashable, _Parts] = field(default_factory=dict)
+    parts: dict[Item, _Parts] = field(default_factory=dict)
 
     def copy(self) -> State:
         """A copy that may go its own way."""
-        return State(
-            {frame: dict(names) for frame, names in self.names.items()},
-            {item: dict(parts) for item, parts in self.parts.items()},
-        )
+        return State(dict(self.names), dict(self.parts))
+
+    def bind(self, frame: Hashable, name: str, new: Value) -> None:
+        """Let a name hold something."""
+        self.names[frame] = {**self.names.get(frame, {}), name: new}
+
+    def unbind(self, frame: Hashable, names: Collection[str]) -> None:
+        """Forget names."""
+        self.names[frame] = {name: held for name, held in self.names.get(frame, {}).items() if name not in names}
 
     def part(self, item: Item, name: str) -> Value | None:
         """What an object's part was last set to; None if it was not."""
@@ -237,40 +278,35 @@ class State:
 
     def held(self, item: Item, name: str) -> Value:
         """What a part may hold: what it was set to, or else what any element may be, or what it was from the start."""
-        parts = self.parts.get(item, {})
-        if name not in parts and name[0] == "[":
-            name = "[]"
-        return parts.get(name, value(item.reach(name)) if isinstance(item, Input) else NOTHING)
+        return _held(item, self.parts.get(item, {}), name)
 
     def set_part(self, item: Item, name: str, new: Value, *, surely: bool) -> None:
         """Set a part of an object; if it may be another one, or another object, it may still hold what it held."""
-        parts = self.parts.setdefault(item, {})
+        parts = dict(self.parts.get(item, {}))
         if not surely:
             if name == "[]":
-                for key in parts:
-                    parts[key] = join(parts[key], new) if key[0] == "[" else parts[key]
+                parts.update((key, join(held, new)) for key, held in parts.items() if key[0] == "[")
             new = join(self.held(item, name), new)
         parts[name] = new
+        self.parts[item] = parts
 
     def append(self, item: Item, new: Value) -> None:
         """Add an element at the end of a list: at a known place, while the length is known."""
-        parts = self.parts.setdefault(item, {})
+        parts = self.parts.get(item, {})
         if isinstance(item, Input) or "[]" in parts or len(parts) >= _LONGEST_LIST:
-            parts["[]"] = join(self.held(item, "[]"), new)
+            self.parts[item] = {**parts, "[]": join(self.held(item, "[]"), new)}
         else:
-            parts[f"[{len(parts)}]"] = new
+            self.parts[item] = {**parts, f"[{len(parts)}]": new}
 
     def shuffle(self, item: Item, new: Value = NOTHING) -> None:
         """Let any element be at any place, and ``new`` too."""
-        parts = self.parts.setdefault(item, {})
-        mixed = join(self.held(item, "[]"), *(parts.pop(name) for name in [*parts] if name[0] == "["), new)
-        if mixed:
-            parts["[]"] = mixed
+        mixed = join(self.held(item, "[]"), self.elements(item), new)
+        parts = {name: held for name, held in self.parts.get(item, {}).items() if name[0] != "["}
+        self.parts[item] = {**parts, "[]": mixed} if mixed else parts
 
     def elements(self, item: Item) -> Value:
         """Whatever the elements of a container that the code made may be."""
-        parts = self.parts.get(item, {})
-        return join(*(held for name, held in parts.items() if name[0] == "["))
+        return _elements(self.parts.get(item, {}))
 
     def same_as(self, other: State) -> bool:
         """Whether the same items are held everywhere, whatever their trails."""
@@ -284,65 +320,81 @@ def merge(states: Iterable[State | None]) -> State | None:
         return reached[0] if reached else None
     merged = reached[0].copy()
     for other in reached[1:]:
-        _merge_into(merged.names, other.names)
-        _default_parts(merged, other)
-        _merge_into(merged.parts, other.parts)
+        for frame, names in other.names.items():
+            mine = merged.names.get(frame, names)
+            merged.names[frame] = mine if mine is names else _joined(mine, names)
+        for item in {**merged.parts, **other.parts}:
+            one, two = merged.parts.get(item), other.parts.get(item)
+            if one is two:
+                continue
+            if isinstance(item, Input) or (one is not None and two is not None):
+                one, two = one or {}, two or {}
+                merged.parts[item] = _joined(_completed(item, one, two), _completed(item, two, one))
+            elif two is not None:
+                merged.parts[item] = two
     return merged
 
 
-def _default_parts(one: State, other: State) -> None:
-    """A part that only one path has set holds, on the other, what any element or what it held from the start."""
-    for mine, theirs in ((one.parts, other.parts), (other.parts, one.parts)):
-        state = one if theirs is one.parts else other
-        for item, parts in mine.items():
-            if not isinstance(item, Input) and item not in theirs:
-                continue  # an object that the other path did not make
-            missing = [name for name in parts if name not in theirs.get(item, {})]
-            for name in missing:
-                if not (isinstance(item, Made) and name == "[]"):
-                    theirs.setdefault(item, {})[name] = state.held(item, name)
-            if missing and isinstance(item, Made) and item.kind == "list":
-                # Its length is not known any more.
-                theirs[item]["[]"] = state.elements(item)
+def _completed(item: Item, parts: _Parts, other: _Parts) -> _Parts:
+    """The parts that one path has set, and for those that only the other has set, what they hold on this one."""
+    missing = [name for name in other if name not in parts]
+    if not missing:
+        return parts
+    completed = {**parts, **{name: _held(item, parts, name) for name in missing}}
+    if isinstance(item, Made) and item.kind == "list":
+        # Its length is not known any more.
+        completed["[]"] = _elements(parts)
+    return completed
 
 
-def _merge_into(merged: dict[_Key, dict[str, Value]], other: Mapping[_Key, Mapping[str, Value]]) -> None:
-    for key, names in other.items():
-        mine = merged.setdefault(key, {})
-        for name, held in names.items():
-            known = mine.get(name)
-            if known is None:
-                mine[name] = held
-            elif known is not held:
-                mine[name] = join(known, held)
+def _held(item: Item, parts: _Parts, name: str) -> Value:
+    if name not in parts and name[0] == "[":
+        name = "[]"
+    if name in parts:
+        return parts[name]
+    return value(item.reach(name)) if isinstance(item, Input) else NOTHING
 
 
-def _same(one: Mapping[_Key, Mapping[str, Value]], other: Mapping[_Key, Mapping[str, Value]]) -> bool:
+def _elements(parts: _Parts) -> Value:
+    return join(*(held for name, held in parts.items() if name[0] == "["))
+
+
+def _joined(mine: _Parts, other: _Parts) -> _Parts:
+    joined = dict(mine)
+    for name, held in other.items():
+        known = joined.get(name, held)
+        joined[name] = known if known is held else join(known, held)
+    return joined
+
+
+def _same(one: Mapping[_Key, _Parts], other: Mapping[_Key, _Parts]) -> bool:
     return one.keys() == other.keys() and all(
-        names.keys() == other[key].keys()
-        and all(held is other[key][name] or held.keys() == other[key][name].keys() for name, held in names.items())
+        names is other[key]
+        or (
+            names.keys() == other[key].keys()
+            and all(held is other[key][name] or held.keys() == other[key][name].keys() for name, held in names.items())
+        )
         for key, names in one.items()
     )
 
 
-def reaches_input(given: Value, state: State, ignored: Callable[[Input], bool]) -> bool:
-    """Whether an input that matters is among the items, or can be reached through the objects among them."""
+def reachable(given: Iterable[Item], state: State) -> Iterator[Item]:
+    """The items, and whatever can be reached through the objects and functions among them."""
     pending, seen = list(given), set(given)
     while pending:
         item = pending.pop()
-        if isinstance(item, Input) and not ignored(item):
-            return True
-        if isinstance(item, Routine) and item.frame is not None:
-            nested: Iterable[Value] = state.names.get(item.frame, {}).values()
-        elif isinstance(item, Bound):
-            nested = [value(item.receiver, item.routine)]
-        elif isinstance(item, Attribute | Super):
-            nested = [value(item.owner if isinstance(item, Attribute) else item.receiver)]
-        else:
-            nested = ()
+        yield item
+        nested: Iterable[Iterable[Item]] = ()
+        match item:
+            case Routine(frame=frame) if frame is not None:
+                nested = state.names.get(frame, {}).values()
+            case Bound(routine, receiver):
+                nested = [[routine, receiver]]
+            case Partial(function, arguments=arguments):
+                nested = [[function], *arguments.all()]
+            case Attribute(owner=inner) | Super(receiver=inner):
+                nested = [[inner]]
         for held in (*nested, *state.parts.get(item, {}).values()):
-            for inner in held:
-                if inner not in seen:
-                    seen.add(inner)
-                    pending.append(inner)
-    return False
+            new = [inner for inner in held if inner not in seen]
+            seen.update(new)
+            pending += new
