@@ -11,4 +11,5 @@ TYPES = {
     "override_signatures": "contracts.override_signatures.OverrideSignaturesContract",
     "placement": "contracts.placement.PlacementContract",
     "retired_modules": "contracts.retired_modules.RetiredModulesContract",
+    "unmutated_inputs": "contracts.unmutated_inputs.UnmutatedInputsContract",
 }

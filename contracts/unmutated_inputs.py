@@ -19,8 +19,8 @@ class UnmutatedInputsContract(DefinitionContract):
     ``prepare`` was given. A method that scales them in place is right on its own and wrong in company, and no
     type checker sees it.
 
-    A write is a method of a tensor whose name ends in an underscore (but ``requires_grad_``, ``detach_``,
-    ``rename_`` and ``share_memory_``, which change no data), an augmented assignment, an assignment to an item, a
+    A write is a method of a tensor whose name ends in an underscore (but ``requires_grad_``, ``detach_``
+    and ``share_memory_``, which change no data), an augmented assignment, an assignment to an item, a
     slice or ``.data``, ``out=``, ``inplace=True``, a function of torch whose name ends in an underscore, and a
     collective operation of ``torch.distributed`` into its output.
 

@@ -106,7 +106,7 @@ class Conditions(Expressions, abc.ABC):
                 self.bind_name(name, value(none) if is_none else kept, state)
             case ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=name), classes]) if positive:
                 wanted = list(self.evaluate(classes, state))
-                wanted += [item for given in (state.parts.get(w, {}) for w in wanted) for v in given.values() for item in v]
+                wanted += [item for each in wanted for held in state.parts.get(each, {}).values() for item in held]
                 named = [item for item in wanted if isinstance(item, Outside)]
                 if named and all(item.name in _PLAIN_CLASSES for item in named) and len(named) >= len(wanted) - 1:
                     self.bind_name(name, value(NUMBER), state)

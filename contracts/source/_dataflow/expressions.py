@@ -20,6 +20,7 @@ from contracts.source._dataflow.values import (
     Instance,
     Item,
     Made,
+    Partial,
     Routine,
     State,
     Step,
@@ -92,9 +93,9 @@ class Expressions(Functions, abc.ABC):
                 return  # a global
         state.bind(key, name, new)
 
-    def step(self, node: ast.expr | ast.stmt, text: str) -> Step:
+    def step(self, node: ast.expr | ast.stmt, text: str, *, copies: bool = False) -> Step:
         """A step of a trail, at a place of the current function."""
-        return Step(self.frame.module, node.lineno, text)
+        return Step(self.frame.module, node.lineno, text, copies)
 
     def bind(self, target: ast.expr, new: Value, state: State, source: str) -> None:
         """Assign to a target; ``source`` is the text of what is assigned."""
@@ -339,23 +340,40 @@ class Expressions(Functions, abc.ABC):
             if isinstance(inner, ast.Name)
         }
         before = {name: names[name] for name in own if name in names}
-        for generator in node.generators:
-            iterated = self.elements(self.evaluate(generator.iter, state), state)
-            self.bind(generator.target, iterated, state, f"an element of {text_of(generator.iter)}")
-            for test in generator.ifs:
-                self.evaluate(test, state)
-                self.narrow(test, state, positive=True)
-        if isinstance(node, ast.DictComp):
-            self.evaluate(node.key, state)
-            held, kind = self.evaluate(node.value, state), "dict"
-        else:
-            held, kind = self.evaluate(node.elt, state), "set" if isinstance(node, ast.SetComp) else "list"
+        made = Made(self.site(node), "dict" if isinstance(node, ast.DictComp) else "list")
+        parts = self.each_element(node, state) if isinstance(node, ast.ListComp | ast.GeneratorExp) else None
+        if parts is None:
+            for generator in node.generators:
+                iterated = self.elements(self.evaluate(generator.iter, state), state)
+                self.bind(generator.target, iterated, state, f"an element of {text_of(generator.iter)}")
+                for test in generator.ifs:
+                    self.evaluate(test, state)
+                    self.narrow(test, state, positive=True)
+            if isinstance(node, ast.DictComp):
+                self.evaluate(node.key, state)
+            held = self.evaluate(node.value if isinstance(node, ast.DictComp) else node.elt, state)
+            parts = {"[]": held} if held else {}
         state.unbind(self.frame.key, own)
         for name, outer in before.items():
             state.bind(self.frame.key, name, outer)
-        made = Made(self.site(node), kind)
-        state.parts[made] = {"[]": held} if held else {}
+        state.parts[made] = parts
         return value(made)
+
+    def each_element(self, node: ast.ListComp | ast.GeneratorExp, state: State) -> dict[str, Value] | None:
+        """The elements of a comprehension over a list of known length; None where they cannot be told apart."""
+        generator = node.generators[0]
+        if len(node.generators) > 1 or generator.ifs:
+            return None
+        given = self.spread(self.evaluate(generator.iter, state), state)
+        if given is None:
+            return None
+        parts: dict[str, Value] = {}
+        for place, part in enumerate(given):
+            self.bind(generator.target, part, state, f"an element of {text_of(generator.iter)}")
+            held = parts[f"[{place}]"] = self.evaluate(node.elt, state)
+            if any(isinstance(item, Made | Routine | Partial) and item not in part for item in held):
+                return None  # what one place of the code makes is one object, whichever element it is made for
+        return parts
 
     def super_of(self, node: ast.Call, state: State) -> Value:
         """What ``super()`` is."""

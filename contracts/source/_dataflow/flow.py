@@ -41,7 +41,7 @@ _MOST_ROUNDS = 4  # of a loop, until what its names hold stays as it is
 _POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
 
 
-class TooMuch(Exception):
+class TooMuchError(Exception):
     """A method that takes too many steps to follow."""
 
 
@@ -106,7 +106,7 @@ class Flow(Statements):
         """Count a step of work."""
         self._steps += 1
         if self._steps > _MOST_STEPS:
-            raise TooMuch
+            raise TooMuchError
 
     # What the parts below need
 
@@ -306,7 +306,7 @@ class Flow(Statements):
 
 
 def _forget(state: State, entry: State, result: Value) -> None:
-    """Drop the objects that a call made and that nothing leads to any more, as most are; ``entry`` is from before it."""
+    """Drop the objects that a call made and that nothing leads to any more; ``entry`` is the state before it."""
     made = [item for item in state.parts if item not in entry.parts and isinstance(item, Made)]
     if not made:
         return

@@ -59,7 +59,7 @@ class Functions(Members, abc.ABC):
         if name in WRITERS:
             self.write_all(arguments.first(*WRITERS[name]), node, text, state)
             return first
-        if name.startswith("torch.Tensor.") or name.startswith("numpy.ndarray."):
+        if name.startswith(("torch.Tensor.", "numpy.ndarray.")):
             return self.unbound_method(name.rpartition(".")[2], arguments, node, state)
         if writing_function(name):
             self.write_all(first, node, text, state)
@@ -73,9 +73,9 @@ class Functions(Members, abc.ABC):
             return value(NUMBER)
         module, _, function = name.rpartition(".")
         if name in VIEW_FUNCTIONS or (module == "torch" and function in VIEWS):
-            return join(first, *arguments.positional[1:]) if function == "broadcast_tensors" else self.view(
-                first, node
-            )
+            if function == "broadcast_tensors":
+                return join(first, *arguments.positional[1:])
+            return self.view(first, function, node)
         if name in WRAPPERS:
             return first
         result = self.unfollowed(arguments, node, state)

@@ -10,6 +10,7 @@ from contracts.source._dataflow.objects import constant_key
 from contracts.source._dataflow.operations import (
     NUMBERS,
     REDUCTIONS,
+    SOMETIMES,
     VIEWS,
     writes_in_place,
 )
@@ -26,6 +27,7 @@ from contracts.source._dataflow.values import (
     State,
     Trail,
     Value,
+    extend,
     join,
     value,
 )
@@ -41,12 +43,14 @@ class Members(Calls, abc.ABC):
         """Whether a value may be True."""
         return any(isinstance(item, Constant) and item.value is True for item in given)
 
-    def view(self, given: Value, node: ast.Call) -> Value:
+    def view(self, given: Value, name: str, node: ast.Call) -> Value:
         """A view of a tensor, unless the call says to copy."""
         for keyword in node.keywords:
             if keyword.arg == "copy" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True:
                 return value(FRESH)
         kept: Value = {item: trail for item, trail in given.items() if isinstance(item, Input | Made) or item == FRESH}
+        if name in SOMETIMES:
+            kept = extend(kept, self.step(node, text_of(node), copies=True))
         return kept or value(FRESH)
 
     def unbound_method(self, name: str, arguments: Arguments, node: ast.Call, state: State) -> Value:
@@ -88,7 +92,7 @@ class Members(Calls, abc.ABC):
         out = arguments.named.get("out", NOTHING)
         self.write_all(out, node, f"{text_of(node.func)}(out=...)", state)
         if name in VIEWS:
-            return self.view({item: trail}, node)
+            return self.view({item: trail}, name, node)
         if name in NUMBERS:
             return value(NUMBER)
         if name in {"requires_grad_", "detach_", "share_memory_", "pin_memory"}:

@@ -25,6 +25,7 @@ from contracts.source._dataflow.values import (
     Partial,
     Routine,
     State,
+    Step,
     Super,
     Trail,
     Value,
@@ -53,6 +54,10 @@ class Objects(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, node: ast.expr, state: State) -> Value:
         """What an expression may be; what it changes is changed in ``state``."""
+
+    @abc.abstractmethod
+    def step(self, node: ast.expr | ast.stmt, text: str, *, copies: bool = False) -> Step:
+        """A step of a trail, at a place of the current function."""
 
     @abc.abstractmethod
     def site(self, node: ast.AST) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Some operations return their input, or a view of it, only at times (``reshape`` of a tensor that is laid out
 for it, ``float`` of a tensor of floats). What is written into the result is then written into the input, so
-they count as views. The test of this module runs each one.
+they count as views. A test compares the tables with what torch says of its operators.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ VIEWS = frozenset(
         "hsplit movedim moveaxis narrow permute positive ravel reshape reshape_as resolve_conj resolve_neg "
         "select split split_with_sizes squeeze swapaxes swapdims t tensor_split transpose unbind unflatten unfold "
         "unsafe_chunk unsafe_split unsqueeze view view_as view_as_complex view_as_real vsplit numpy coalesce values "
+        "ccol_indices col_indices crow_indices indices row_indices "
         # The same tensor, if it is what is asked for already.
         "bfloat16 bool byte cdouble cfloat chalf char cpu cuda double float half int long short to type type_as "
         "pin_memory dequantize conj_physical sum_to_size to_dense"
+    ).split()
+)
+# Of these, the ones that copy or not, depending on what they are given.
+SOMETIMES = frozenset(
+    (
+        "bfloat16 bool byte cdouble cfloat chalf char coalesce contiguous cpu cuda double flatten float half int long "
+        "pin_memory ravel reshape reshape_as short sum_to_size to to_dense type type_as"
     ).split()
 )
 VIEW_ATTRIBUTES = frozenset({"T", "H", "mT", "mH", "data", "real", "imag"})
@@ -36,7 +44,7 @@ VIEW_FUNCTIONS = frozenset(
 )
 
 # These end in an underscore and change no data.
-HARMLESS = frozenset({"detach_", "requires_grad_", "share_memory_", "rename_"})
+HARMLESS = frozenset({"detach_", "requires_grad_", "share_memory_"})
 
 # In-place methods, without the underscore, for objects of which only the use says that they are tensors.
 IN_PLACE = frozenset(
@@ -50,9 +58,9 @@ IN_PLACE = frozenset(
         "index_put index_reduce lcm ldexp le lerp less less_equal lgamma log log10 log1p log2 log_normal "
         "logical_and logical_not logical_or logical_xor logit lt map map2 masked_fill masked_scatter mul multiply "
         "mvlgamma nan_to_num ne neg negative nextafter normal not_equal polygamma pow put rad2deg random "
-        "reciprocal relu remainder renorm resize resize_as round rsqrt scatter scatter_add scatter_reduce set sgn "
-        "sigmoid sign sin sinc sinh sqrt square squeeze sub subtract swapaxes swapdims t tan tanh transpose tril "
-        "triu true_divide trunc uniform unsqueeze xlogy zero"
+        "reciprocal relu remainder renorm resize resize_as resize_as_sparse round rsqrt scatter scatter_add "
+        "scatter_reduce set sgn sigmoid sign sin sinc sinh sparse_resize sparse_resize_and_clear sqrt square squeeze "
+        "sub subtract swapaxes swapdims t tan tanh transpose tril triu true_divide trunc uniform unsqueeze xlogy zero"
     ).split()
 )
 # `x @= y` is no in-place operation: tensors have none, and the name is bound anew.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracts.source._answer import Answer
-from contracts.source._dataflow.flow import Flow, TooMuch, Write
+from contracts.source._dataflow.flow import Flow, TooMuchError, Write
 from contracts.source._dataflow.values import Input, Item, Routine, Step, value
 from contracts.source._dataflow.world import World
 from contracts.source._errors import UnknownNameError
@@ -120,7 +120,7 @@ class _Question:
         given = {parameter.name: value(Input(parameter.name)) for parameter in parameters}
         try:
             flow.follow(routine, given, receiver)
-        except TooMuch:
+        except TooMuchError:
             self.doubt(of, definition, "it has too many steps to follow")
         except RecursionError:
             self.doubt(of, definition, "an expression in it, or in what it calls, is nested too deeply")
@@ -177,7 +177,8 @@ class _Question:
 
     def step(self, step: Step, path: str) -> str:
         other = self.syntax.path(step.module)
-        return f"{step.text} (line {step.line})" if other == path else f"{step.text} ({other}:{step.line})"
+        place = f"line {step.line}" if other == path else f"{other}:{step.line}"
+        return f"{step.text} ({place}{', unless it copies' if step.copies else ''})"
 
     def doubt(self, of: ClassValue, definition: Definition, reason: str) -> None:
         path = self.syntax.path(definition.owner.module)

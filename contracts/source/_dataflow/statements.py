@@ -281,7 +281,8 @@ class Statements(Conditions, abc.ABC):
                 if inner is not None:
                     self.match_pattern(inner, subject, state)
                 if name is not None:
-                    self.bind_name(name, extend(subject, Step(self.frame.module, pattern.lineno, f"case {name}")), state)
+                    step = Step(self.frame.module, pattern.lineno, f"case {name}")
+                    self.bind_name(name, extend(subject, step), state)
             case ast.MatchOr(patterns):
                 for option in patterns:
                     self.match_pattern(option, subject, state)

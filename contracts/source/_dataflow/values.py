@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from contracts.source._resolve import ClassValue
@@ -23,11 +23,15 @@ _MOST_LEVELS = 4  # of attributes and elements, one inside the other
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A statement by which something got its name: where it stands, and its text."""
+    """A statement by which something got its name: where it stands, and its text.
+
+    ``copies`` says that what it does is to copy, at times.
+    """
 
     module: str
     line: int
     text: str
+    copies: bool = False
 
 
 Trail = tuple[Step, ...]
@@ -237,12 +241,13 @@ def clearer(trail: Trail, known: Trail) -> bool:
 
 def extend(given: Value, step: Step) -> Value:
     """A value after one more step; only what came from a parameter keeps a trail."""
-    return {
-        item: (*trail, step)
-        if isinstance(item, Input) and trail[-1:] != (step,) and len(trail) < _LONGEST_TRAIL
-        else trail
-        for item, trail in given.items()
-    }
+    return {item: _longer(trail, step) if isinstance(item, Input) else trail for item, trail in given.items()}
+
+
+def _longer(trail: Trail, step: Step) -> Trail:
+    if trail and trail[-1].copies and step.text.endswith(f" = {trail[-1].text}"):
+        return (*trail[:-1], replace(step, copies=True))
+    return (*trail, step) if trail[-1:] != (step,) and len(trail) < _LONGEST_TRAIL else trail
 
 
 def constant(item: Item) -> bool | None:

@@ -233,7 +233,7 @@ class World:
         for ancestor in order:
             found = self.methods.defined(ancestor).get(name) if ancestor is not None else None
             if found:
-                return found
+                return [definition for definition in found if definition.kind != "attribute"]
         return []
 
     def attribute_type(self, of: ClassValue, name: str) -> Type | None:
