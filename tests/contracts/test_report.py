@@ -344,3 +344,18 @@ def test_more_results_than_github_takes(monkeypatch, doubtful):
     assert len(log["results"]) == 3
     (said,) = log["invocations"][0]["toolExecutionNotifications"]
     assert said["message"]["text"] == "2 more results are left out: GitHub takes 3"
+
+
+def test_a_run_without_findings_loads_no_more_than_it_needs(small):
+    """``moe-contracts lint`` is no slower than lint-imports: what tells findings is not loaded where there are none."""
+    small.write({"pkg/bad.py": ""})
+    code = (
+        "import atexit, sys; from contracts.cli import main; "
+        "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr)); main()"
+    )
+    done = small.run([sys.executable, "-P", "-c", code, "lint", "--no-logo"])
+    assert done.returncode == 0
+    loaded = {*done.stdout.split()}
+    assert "contracts.report" in loaded
+    needless = {"contracts.report.run", "contracts.report._imports", "contracts._layout", "tempfile"}
+    assert loaded & needless == set()
