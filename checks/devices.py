@@ -84,7 +84,9 @@ def tensors_outlive_their_streams(bench: Bench, case: Case) -> None:
     problem = None
     for number in range(3):
         trip = bench.trip(case, backend)
-        with torch.cuda.stream(_stream()):
+        stream = _stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             like = trip.a1.clone()
             if backend.supports_async():
                 hook, receiver = trip.prepare_async()

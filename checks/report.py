@@ -23,6 +23,8 @@ from checks.harness import Worlds
 
 __all__ = ["Matrix", "defects", "first_broken", "main", "make_worlds", "run", "select"]
 
+_WRITE_SECONDS = 2.0
+
 
 @dataclass
 class Matrix:
@@ -142,7 +144,7 @@ def main(
 
     - ``backends``: names; none is all of ``fused_moe``'s. ``extra_rows`` are run besides.
     - ``only``: names of checks; none is all. ``first``: stop at the first that is broken.
-    - ``json_path``: is written after each backend, so that something is there of a run that is cut off.
+    - ``json_path``: is written every few seconds, so that something is there of a run that is cut off.
     - ``seconds``, ``deadline``: how long an exchange, and a case on all its ranks, may take.
     """
     from checks._terminal import Progress, complain  # noqa: PLC0415 -- rich is not needed to import this
@@ -159,13 +161,15 @@ def main(
     matrix = Matrix(environment=_environment(arguments))
     options = {"device": device, "transport": transport, "seconds": seconds, "deadline": deadline}
     made = make_worlds(worlds, fused_moe, **options)
+    written = time.monotonic()
     try:
         with Progress(len(chosen) * len(checks) * len(world_sizes), len(checks)) as progress:
             for outcome in run(chosen, checks, world_sizes, made, seed):
                 matrix.outcomes.append(outcome)
                 progress.show(outcome)
-                if json_path is not None and len(matrix.outcomes) % len(checks) == 0:
+                if json_path is not None and time.monotonic() > written + _WRITE_SECONDS:
                     Path(json_path).write_text(matrix.as_json(complete=False), encoding="utf-8")
+                    written = time.monotonic()
                 if first and matrix.broken:
                     break
     finally:

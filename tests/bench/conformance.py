@@ -21,6 +21,7 @@ import torch
 
 from checks._package import DEFAULT_PACKAGE
 from checks._rows import Backend
+from checks.backends import rows
 from checks.engine import all_checks
 from checks.honest_formats import row_of
 from checks.report import main as run_matrix
@@ -37,22 +38,39 @@ class Part:
     worlds: str = "processes"
     transport: str = "torch"
     backends: tuple[str, ...] = ()
-    wrong: bool = False
-    """The wrong backends that show on a GPU only, each with its check alone: those have to be broken."""
+    checks: str = "all"
+    """``devices``: those of streams and graphs alone; ``others``: all but those; ``all but graphs``; ``wrong``: the
+    wrong backends that show on a GPU only, each with its check alone, which have to be broken."""
     after: str = ""
     """The part that has to have ended before this one starts."""
 
 
 def _parts() -> dict[str, Part]:
     # Processes that share a GPU take turns on it, which costs milliseconds each time that one waits for it: several
-    # ranks are threads, but for the library whose kernels wait for each other.
+    # ranks that exchange tokens are threads, but for the library whose kernels wait for each other. Ranks that have
+    # kernels of their own compiled are processes.
+    local = tuple(name for name, row in rows().items() if row.replicated)
+    sending = tuple(name for name in rows() if name not in local)
     return {
-        "one-rank": Part((1,)),
-        "two-ranks": Part((2,), "threads"),
-        "four-ranks": Part((4,), "threads"),
-        "wrong-on-a-gpu": Part((1,), wrong=True),
-        "nixl-ep-library": Part((1, 2, 4), transport="vendor", backends=("nixl_ep",), after="one-rank"),
+        "streams-and-graphs": Part((1,), checks="devices"),
+        "wrong-on-a-gpu": Part((1,), checks="wrong"),
+        "one-rank-local": Part((1,), backends=local, checks="others"),
+        "two-ranks-local": Part((2,), backends=local),
+        "four-ranks-local": Part((4,), backends=local),
+        "one-rank": Part((1,), backends=sending, checks="others"),
+        "two-ranks": Part((2,), "threads", backends=sending, checks="all but graphs"),
+        "four-ranks": Part((4,), "threads", backends=sending, checks="all but graphs"),
+        "nixl-ep-library": Part((1, 2, 4), transport="vendor", backends=("nixl_ep",), after="streams-and-graphs"),
     }
+
+
+def _chosen(which: str) -> list[str]:
+    """The names of a part's checks."""
+    devices = [name for name, check in all_checks().items() if check.topic == "devices"]
+    others = [name for name in all_checks() if name not in devices]
+    # While one thread captures a graph, others may not wait for the device.
+    without = [name for name in all_checks() if name != "graph_replay_equals_eager"]
+    return {"all": list(all_checks()), "devices": devices, "others": others, "all but graphs": without}[which]
 
 
 def wrong_on_a_gpu() -> dict[str, list[Backend]]:
@@ -73,11 +91,9 @@ def run_part(part: Part, device: str, path: Path) -> None:
         "seconds": EXCHANGE_SECONDS,
         "deadline": CASE_SECONDS,
     }
-    if not part.wrong:
-        # While one thread captures a graph, others may not wait for the device.
-        left_out = "graph_replay_equals_eager" if part.worlds == "threads" else ""
-        only = [name for name in all_checks() if name != left_out]
-        run_matrix(part.backends, only=only, world_sizes=part.sizes, json_path=str(path), **options)
+    if part.checks != "wrong":
+        chosen = _chosen(part.checks)
+        run_matrix(part.backends, only=chosen, world_sizes=part.sizes, json_path=str(path), **options)
         return
     outcomes = []
     for check, backends in wrong_on_a_gpu().items():

@@ -11,3 +11,11 @@ def worlds():
     made = make_worlds("threads", seconds=5.0, deadline=60.0)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def worlds_on_a_gpu():
+    """Worlds of processes, since a wrong backend may leave a stream that cannot be used any more."""
+    made = make_worlds("processes", device="cuda")
+    yield made
+    made.close()

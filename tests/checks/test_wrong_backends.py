@@ -21,10 +21,12 @@ CAUGHT = [
 
 
 @pytest.mark.parametrize(("one", "kind"), CAUGHT)
-def test_a_wrong_backend_is_caught_by_its_check(worlds, one, kind):
+def test_a_wrong_backend_is_caught_by_its_check(request, worlds, one, kind):
     """The check says BROKEN, names backend and property, and how to see it again."""
-    if kind.needs == "cuda" and not torch.cuda.is_available():
-        pytest.skip(f"{kind.__name__} is wrong on a GPU only")
+    if kind.needs == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip(f"{kind.__name__} is wrong on a GPU only")
+        worlds = request.getfixturevalue("worlds_on_a_gpu")
     row = row_of(kind, DEFAULT_PACKAGE)
     outcome = judge(worlds.get(kind.caught_in, one.packages(row)), row, one)
     assert outcome.status == "broken", outcome.message
