@@ -39,7 +39,7 @@ _NO_CALL = re.compile(
     rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$"
 )
 _CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"']([\w\x80-\xff]+)[\"']")
-_DOTTED = re.compile(rb"[\w.]+")
+_DOTTED = re.compile(rb"[\w.\x80-\xff]+")
 _NAME_BEFORE = re.compile(rb"[\w.]+$")
 _WORD_BYTES = frozenset(bytes([byte]) for byte in _WORD)
 _CALLABLE_END = _WORD | {ord(")"), ord("]")}
@@ -192,15 +192,20 @@ class Text:
         return any(pattern.fullmatch(name.decode("utf-8", "replace")) for name in names)
 
     def imported_from(self, name: bytes) -> set[str]:
-        """The modules, as written, of the import statements that hold ``name``."""
+        """The modules, as written, of the import statements that bring ``name``."""
         sources: set[str] = set()
-        for low, high in self.imports:
-            statement = self.source[low:high]
-            if next(_occurrences(statement, name), None) is not None:
-                source = source_of(statement)
-                written = [source] if source else _DOTTED.findall(statement[6:])
-                sources.update(name.decode("utf-8", "replace") for name in written)
+        for begin, keyword, end in self._imports:
+            brought = self.source[keyword + 6 : end]
+            if name in brought and next(_occurrences(brought, name), None) is not None:
+                written = _DOTTED.findall(brought) if begin == keyword else [source_of(self.source[begin:end])]
+                sources.update(module.decode("utf-8", "replace") for module in written)
         return sources
+
+    @cached_property
+    def modules_imported(self) -> frozenset[str]:
+        """The words, dotted names whole, of the import statements without ``from``."""
+        statements = [self.source[keyword + 6 : end] for begin, keyword, end in self._imports if begin == keyword]
+        return frozenset(word.decode("utf-8", "replace") for part in statements for word in _DOTTED.findall(part))
 
     def uses(self, word: bytes) -> tuple[bool, set[bytes]]:
         """What the module does with ``word``, at the most, apart from naming it in class headers.

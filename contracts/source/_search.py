@@ -9,7 +9,7 @@ or a renaming holds it are parsed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from contracts.source._errors import SourceError
 from contracts.source._left_out import why_left_out
 from contracts.source._occurrences import Occurrences, all_of, names_in
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Instance, ModuleValue, Unknown, Value
+from contracts.source._sight import Sight, absolute
 from contracts.source._summary import Ref, Summary
 from contracts.source._tree import relative_path
 
@@ -60,10 +61,10 @@ class Search:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
-        self._importers: dict[str, list[tuple[str, Text, bool]]] = {}
+        self._sight = Sight(graph, self._files, self._survey)
+        self._held: set[str] = set()
         self._roamed: set[bytes] = set()
         self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
-        self._imported_from: dict[tuple[str, bytes], set[str]] = {}
 
     def run(self) -> Answer:
         """Search to the fixed point."""
@@ -124,9 +125,12 @@ class Search:
             for alias in text.import_aliases(name):
                 self._carry_alias(module, alias, name)
                 carry(module, alias)
-            for importer, there, holds in self._can_see(module):
-                if name in there.imported or there.has_star_import or (holds and there.has_word(name)):
-                    carry(importer, name)
+            for importer in self._sight.naming(module, name):
+                carry(importer, name)
+            if module not in self._held and (module, name) in self._carried:
+                self._held.add(module)
+                for holder in self._sight.holders(module):  # others may have the module itself from there
+                    self._carry_doubt(holder, module.rpartition(".")[2].encode())
             submodule = f"{module}.{name.decode()}"
             if submodule in self._in_graph:  # `from package import name` looks like an import of the module
                 for importer in self._graph.find_modules_that_directly_import(submodule):
@@ -173,31 +177,6 @@ class Search:
                 followed.add(value)
                 self._carry_doubt(value.module, _own_name(value))
             self._drain()
-
-    def _can_see(self, module: str) -> Iterator[tuple[str, Text, bool]]:
-        """The modules that can name what ``module`` holds, and their texts.
-
-        With each, whether it may hold ``module`` itself, or a package above it, by some name: then it can name
-        without importing.
-        """
-        while module:
-            if module not in self._importers:
-                self._importers[module] = self._sees(module)
-            yield from self._importers[module]
-            module = module.rpartition(".")[0]
-
-    def _sees(self, module: str) -> list[tuple[str, Text, bool]]:
-        """The importers of one module; itself, too, if it may give what it does not name."""
-        last = module.rpartition(".")[2].encode()
-        seen = []
-        if module in self._in_graph:
-            for importer in self._graph.find_modules_that_directly_import(module):
-                if importer in self._files:
-                    text = self._survey.text(importer)
-                    seen.append((importer, text, last in text.imported))
-        if module in self._files and b"__getattr__" in self._survey.text(module).source:
-            seen.append((module, self._survey.text(module), True))
-        return seen
 
     def _relevant_errors(self) -> Iterable[SourceError]:
         """The files that could not be read, without those that no subclass can have to do with."""
@@ -275,7 +254,7 @@ class Search:
         for module in sorted({*self._survey.injecting, *self._survey.lazy}):
             if module not in self._in_graph or module not in self.reaching:
                 continue
-            users = {user for user, text, _ in self._can_see(module) if self._names_base_from(module, user, text)}
+            users = {u for u, text in self._sight.importers(module) if self._names_base_from(module, u, text)}
             if not (users or module in self._survey.injecting) or not self._binds_unseen(module):
                 continue
             for user in sorted({module, *users}):
@@ -291,17 +270,9 @@ class Search:
         words = b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()
         return any(
             word == module.rpartition(".")[2].encode()
-            or module in self._sources(user, word, text)
+            or module in self._sight.sources(user, word)
             for word in {*words} & text.imported
         )
-
-    def _sources(self, user: str, word: bytes, text: Text) -> set[str]:
-        """The modules that a module imports a name from."""
-        key = (user, word)
-        if key not in self._imported_from:
-            package = user if self._files[user].is_package else user.rpartition(".")[0]
-            self._imported_from[key] = {_absolute(written, package) for written in text.imported_from(word)}
-        return self._imported_from[key]
 
     def _binds_unseen(self, module: str) -> bool:
         """Whether a module may have any name at all, and reading cannot tell what it stands for."""
@@ -341,7 +312,7 @@ class Search:
             return text.creates_locally or bool(text.imports)
         package = module if self._files[module].is_package else module.rpartition(".")[0]
         for written in text.imported_from(owner):
-            source = _absolute(written, package)
+            source = absolute(written, package)
             for candidate in (source, f"{source}.{owner.decode('utf-8', 'replace')}"):
                 if candidate in self._files:
                     there = self._survey.text(candidate)
@@ -444,13 +415,3 @@ def _is_dynamic(ref: Ref | list[Ref]) -> bool:
             _is_dynamic(item) for item in ref
         )
     return ref == "__class__"
-
-
-def _absolute(written: str, package: str) -> str:
-    """The module that ``from written import`` means in ``package``."""
-    name = written.lstrip(".")
-    level = len(written) - len(name)
-    if not level:
-        return name
-    parts = package.split(".")
-    return ".".join([*parts[: len(parts) - level + 1], *([name] if name else [])])

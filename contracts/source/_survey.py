@@ -12,7 +12,8 @@ from contracts.source._tree import SourceFile, Tree
 _COMPUTED_IMPORTS = (b"import_module", b"__import__")
 # A function of one parameter: a method has two.
 _GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
-_ASSIGNED_NAMESPACE = re.compile(rb"\b(?:globals|vars|locals)\(\)(?:\[|\.update\()")
+_CHANGED = re.compile(rb"\(\)(?:\[|\.update\()")
+_NAMESPACES = (b"globals", b"locals", b"vars")
 
 
 class Survey:
@@ -80,8 +81,12 @@ class Survey:
     def injecting(self) -> frozenset[str]:
         """The modules that may bind names of their own in a way that reading cannot follow."""
         found = [module for module, _ in self._holding(b"\nexec(")]
-        for change in (b"s()[", b"s().update("):
-            found += [module for module, source in self._holding(change) if _ASSIGNED_NAMESPACE.search(source)]
+        found += [
+            module
+            for module, source in self._sources
+            for match in _CHANGED.finditer(source)
+            if source.endswith(_NAMESPACES, 0, match.start())
+        ]
         found += [module for module, source in self._holding(b"sys.modules") if b"setattr(sys.modules" in source]
         return frozenset(found)
 
