@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
@@ -116,14 +116,23 @@ class Text:
             found.append((begin, keyword, match.end()))
         return found
 
-    @cached_property
-    def imported(self) -> frozenset[bytes]:
+    @property
+    def imported(self) -> KeysView[bytes]:
         """The names that import statements bring, of a dotted one the last part, and their aliases."""
-        brought = []
-        for begin, keyword, end in self._imports:
-            part = self.source[keyword + 6 : end]
-            brought.append(_ABOVE.sub(b"", part) if begin == keyword else part)
-        return frozenset(b" ".join(brought).translate(NAMES_ONLY).split())
+        return self._bringing.keys()
+
+    @cached_property
+    def _bringing(self) -> dict[bytes, list[tuple[int, int, int]]]:
+        """The import statements that bring each name."""
+        found: dict[bytes, list[tuple[int, int, int]]] = {}
+        for span in self._imports:
+            begin, keyword, end = span
+            brought = self.source[keyword + 6 : end]
+            if begin == keyword:
+                brought = _ABOVE.sub(b"", brought)
+            for name in brought.translate(NAMES_ONLY).split():
+                found.setdefault(name, []).append(span)
+        return found
 
     @cached_property
     def creates_locally(self) -> bool:
@@ -145,11 +154,12 @@ class Text:
         """Whether ``word`` occurs as a whole name."""
         self._asked += 1
         if self._asked > _OFTEN:
-            return word in self._words
+            return word in self.words
         return next(_occurrences(self.source, word), None) is not None
 
     @cached_property
-    def _words(self) -> frozenset[bytes]:
+    def words(self) -> frozenset[bytes]:
+        """All names and keywords in it, comments and strings included."""
         return frozenset(self.source.translate(NAMES_ONLY).split())
 
     def occurrences(self, word: bytes) -> Iterator[int]:
@@ -194,11 +204,10 @@ class Text:
     def imported_from(self, name: bytes) -> set[str]:
         """The modules, as written, of the import statements that bring ``name``."""
         sources: set[str] = set()
-        for begin, keyword, end in self._imports:
-            brought = self.source[keyword + 6 : end]
-            if name in brought and next(_occurrences(brought, name), None) is not None:
-                written = _DOTTED.findall(brought) if begin == keyword else [source_of(self.source[begin:end])]
-                sources.update(module.decode("utf-8", "replace") for module in written)
+        for begin, keyword, end in self._bringing.get(name, ()):
+            statement = self.source[begin:end]
+            written = _DOTTED.findall(statement[6:]) if begin == keyword else [source_of(statement)]
+            sources.update(module.decode("utf-8", "replace") for module in written)
         return sources
 
     @cached_property

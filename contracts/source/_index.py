@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contracts.source._hierarchy import Hierarchy
     from contracts.source._outside import OutsideFiles
     from contracts.source._resolve import ClassValue, Resolver
+    from contracts.source._sight import Sight
     from contracts.source._summary import Summary
     from contracts.source._survey import Survey
 
@@ -43,6 +44,7 @@ class Index:
         cache.open(self.tree)
         self._summaries: dict[tuple[str, bool], Summary] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._sight: Sight | None = None
         self.errors: dict[str, SourceError] = {}
 
     @cached_property
@@ -73,6 +75,14 @@ class Index:
         from contracts.source._survey import Survey  # noqa: PLC0415  see above
 
         return Survey(self.tree)
+
+    def sight(self, graph: ImportGraph) -> Sight:
+        """Who can name what; the graphs of one run's contracts are copies of one."""
+        if self._sight is None:
+            from contracts.source._sight import Sight  # noqa: PLC0415  see above
+
+            self._sight = Sight(graph, self.tree.files, self.survey)
+        return self._sight
 
     # Questions
 

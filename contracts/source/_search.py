@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from grimp import ImportGraph
 
 from contracts.source._answer import Answer, ClassDefinition, Problem
-from contracts.source._candidates import NAMES_ONLY, Text
 from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
 from contracts.source._left_out import why_left_out
 from contracts.source._occurrences import Occurrences, all_of, names_in
 from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Instance, ModuleValue, Unknown, Value
-from contracts.source._sight import Sight, absolute
+from contracts.source._sight import absolute
 from contracts.source._summary import Ref, Summary
 from contracts.source._tree import relative_path
 
@@ -61,7 +60,7 @@ class Search:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
-        self._sight = Sight(graph, self._files, self._survey)
+        self._sight = index.sight(graph)
         self._held: set[str] = set()
         self._roamed: set[bytes] = set()
         self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
@@ -129,8 +128,8 @@ class Search:
                 carry(importer, name)
             if module not in self._held and (module, name) in self._carried:
                 self._held.add(module)
-                for holder in self._sight.holders(module):  # others may have the module itself from there
-                    self._carry_doubt(holder, module.rpartition(".")[2].encode())
+                for user, alias in self._sight.passing(module):
+                    self._carry_doubt(user, alias)
             submodule = f"{module}.{name.decode()}"
             if submodule in self._in_graph:  # `from package import name` looks like an import of the module
                 for importer in self._graph.find_modules_that_directly_import(submodule):
@@ -138,17 +137,8 @@ class Search:
                         carry(importer, name)
             if name not in self._roamed:
                 self._roamed.add(name)
-                for roaming in self._survey.roaming:
-                    if self._survey.names(roaming, name):
-                        carry(roaming, name)
-                for lazy in self._survey.lazy:
-                    if self._may_give(lazy, name):
-                        carry(lazy, name)
-
-    def _may_give(self, lazy: str, name: bytes) -> bool:
-        """Whether a module with a ``__getattr__`` may give a name: it, or what it imports, holds it."""
-        beside = self._graph.find_modules_directly_imported_by(lazy) if lazy in self._in_graph else set()
-        return any(module in self._files and self._survey.names(module, name) for module in (lazy, *beside))
+                for stray in self._sight.straying(name):
+                    carry(stray, name)
 
     def _carry(self, module: str, name: bytes) -> None:
         if (module, name) not in self._carried:
@@ -254,7 +244,7 @@ class Search:
         for module in sorted({*self._survey.injecting, *self._survey.lazy}):
             if module not in self._in_graph or module not in self.reaching:
                 continue
-            users = {u for u, text in self._sight.importers(module) if self._names_base_from(module, u, text)}
+            users = self._sight.deriving(module)
             if not (users or module in self._survey.injecting) or not self._binds_unseen(module):
                 continue
             for user in sorted({module, *users}):
@@ -264,15 +254,6 @@ class Search:
                     bases = self.index.resolver.bases(value)
                     if any(isinstance(option, Unknown) for options in bases for option in options):
                         self._judge(value)
-
-    def _names_base_from(self, module: str, user: str, text: Text) -> bool:
-        """Whether a class header may hold a name that ``user`` has from ``module``."""
-        words = b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()
-        return any(
-            word == module.rpartition(".")[2].encode()
-            or module in self._sight.sources(user, word)
-            for word in {*words} & text.imported
-        )
 
     def _binds_unseen(self, module: str) -> bool:
         """Whether a module may have any name at all, and reading cannot tell what it stands for."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from grimp import ImportGraph
 
-from contracts.source._candidates import Text
+from contracts.source._candidates import NAMES_ONLY, Text
 from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile
 
 
 class _View:
-    """The importers of one module."""
+    """The importers of one module: by the names that they import, and those that may name anything in it."""
 
     def __init__(self) -> None:
-        self.importers: list[tuple[str, Text]] = []
         self.bringing: dict[bytes, list[str]] = {}
         self.stars: list[str] = []
-        self.holders: list[tuple[str, Text]] = []
+        self.holders: dict[str, Text] = {}
 
 
 class Sight:
@@ -38,7 +38,16 @@ class Sight:
         self._in_graph = graph.modules
         self._files = files
         self._survey = survey
+        self._importers: dict[str, list[str]] = {}
         self._views: dict[str, _View] = {}
+        self._deriving: dict[str, set[str]] = {}
+
+    def importers(self, module: str) -> list[str]:
+        """The modules that import ``module`` or something of it."""
+        if module not in self._importers:
+            found = self._graph.find_modules_that_directly_import(module) if module in self._in_graph else set()
+            self._importers[module] = sorted(found & self._files.keys())
+        return self._importers[module]
 
     def naming(self, module: str, name: bytes) -> Iterator[str]:
         """The modules that may name what ``module`` calls ``name``; some more than once."""
@@ -46,18 +55,67 @@ class Sight:
             view = self._view(module)
             yield from view.bringing.get(name, ())
             yield from view.stars
-            for holder, text in view.holders:
+            for holder, text in view.holders.items():
                 if text.has_word(name):
                     yield holder
             module = module.rpartition(".")[0]
 
-    def holders(self, module: str) -> list[str]:
-        """The modules that import ``module`` itself."""
-        return [holder for holder, _ in self._view(module).holders]
+    def passing(self, module: str) -> Iterator[tuple[str, bytes]]:
+        """The modules that may have ``module`` itself from one that imports it, and by what name."""
+        last = module.rpartition(".")[2].encode()
+        holders = self._view(module).holders
+        for holder, text in holders.items():
+            names = {last} | text.import_aliases(last)
+            for user in self.importers(holder):
+                there = self._survey.text(user)
+                for name in names if user not in holders else ():
+                    # The first look is cheap, and nearly always the last.
+                    if name in there.source and (
+                        name in there.imported or there.has_star_import or self._holds(user, holder)
+                    ):
+                        yield user, name
 
-    def importers(self, module: str) -> list[tuple[str, Text]]:
-        """The modules that import ``module`` or something of it, and their texts."""
-        return self._view(module).importers
+    def straying(self, name: bytes) -> Iterator[str]:
+        """The modules that may come by ``name`` without an import that the graph shows.
+
+        Those that may import by a computed name, and those with a ``__getattr__`` where they or what they import
+        hold it.
+        """
+        if name in self._stray_words:
+            for roaming in self._survey.roaming:
+                if self._survey.names(roaming, name):
+                    yield roaming
+            for lazy, beside in self._beside.items():
+                if any(self._survey.names(module, name) for module in beside):
+                    yield lazy
+
+    @cached_property
+    def _beside(self) -> dict[str, list[str]]:
+        """Each module with a ``__getattr__``: with it, what it imports."""
+        return {
+            lazy: [lazy, *sorted(self._graph.find_modules_directly_imported_by(lazy) & self._files.keys())]
+            if lazy in self._in_graph
+            else [lazy]
+            for lazy in sorted(self._survey.lazy)
+        }
+
+    @cached_property
+    def _stray_words(self) -> frozenset[bytes]:
+        modules = self._survey.roaming.union(*self._beside.values())
+        return frozenset().union(*(self._survey.text(module).words for module in modules))
+
+    def deriving(self, module: str) -> set[str]:
+        """The modules in which a class header may hold a name that comes from ``module``."""
+        if module not in self._deriving:
+            users = self.importers(module)
+            self._deriving[module] = {user for user in users if self._names_base_from(module, user)}
+        return self._deriving[module]
+
+    def _names_base_from(self, module: str, user: str) -> bool:
+        text = self._survey.text(user)
+        words = {*b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()}
+        last = module.rpartition(".")[2].encode()
+        return last in words or any(module in self.sources(user, word) for word in words & text.imported)
 
     def sources(self, user: str, name: bytes) -> set[str]:
         """The modules that ``user`` imports ``name`` from, or imports by a name that holds it."""
@@ -65,24 +123,25 @@ class Sight:
         package = user if file.is_package else user.rpartition(".")[0]
         return {absolute(written, package) for written in self._survey.text(user).imported_from(name)}
 
-    def _view(self, module: str) -> _View:
-        if module in self._views:
-            return self._views[module]
-        view = self._views[module] = _View()
+    def _holds(self, user: str, module: str) -> bool:
+        """Whether a module imports another itself, rather than something in it, which may bear its name."""
         above, _, last = module.rpartition(".")
+        text = self._survey.text(user)
         name = last.encode()
-        for importer in self._graph.find_modules_that_directly_import(module) if module in self._in_graph else ():
-            if importer not in self._files:
-                continue
-            text = self._survey.text(importer)
-            view.importers.append((importer, text))
-            for brought in text.imported:
-                view.bringing.setdefault(brought, []).append(importer)
-            if text.has_star_import:
-                view.stars.append(importer)
-            # `from module import name` may bring another thing of the module's own name.
-            if name in text.imported and (module in text.modules_imported or above in self.sources(importer, name)):
-                view.holders.append((importer, text))
+        return name in text.imported and (module in text.modules_imported or above in self.sources(user, name))
+
+    def _view(self, module: str) -> _View:
+        view = self._views.get(module)
+        if view is None:
+            view = self._views[module] = _View()
+            for importer in self.importers(module):
+                text = self._survey.text(importer)
+                for name in text.imported:
+                    view.bringing.setdefault(name, []).append(importer)
+                if text.has_star_import:
+                    view.stars.append(importer)
+                if self._holds(importer, module):
+                    view.holders[importer] = text
         return view
 
 
