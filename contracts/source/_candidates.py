@@ -53,6 +53,8 @@ _FURTHEST = 4000
 _BLANKS = re.compile(rb"[ \t]*")
 _AS = re.compile(rb"[ \t\\\n]+as[ \t\\\n]+([\w\x80-\xff]+)")
 _ABOVE = re.compile(rb"[\w\x80-\xff]+[ \t]*\.[ \t]*")
+# A function of one parameter: a method has two.
+_GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
 _STAR = re.compile(rb"import[ \t\f\\\n]*\*")
 _ANNOTATION = re.compile(rb"(?:^[ \t]*|[(,*][ \t]*)(?:self\.)?\w+[ \t]*:[ \t]*[\"']?(?:[\w.]+\[)*(?:[\w.]+\.)?$")
 _BINDS_NOTHING = re.compile(
@@ -245,6 +247,11 @@ class Text:
             if not binds and (self.creates_locally or not _in_function(source, line)):
                 binds = True
         return binds, callees
+
+
+def gives_by_function(source: bytes) -> bool:
+    """Whether a module may give names by a ``__getattr__``, or by that of an object that takes its place."""
+    return b"modules[__name__]" in source or (b"__getattr__" in source and _GETTER.search(source) is not None)
 
 
 def source_of(statement: bytes) -> bytes:

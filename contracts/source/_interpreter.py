@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from contracts.source._candidates import gives_by_function
 from contracts.source._errors import SourceError
 from contracts.source._reader import Function, Reader, Scope
 from contracts.source._refs import (
@@ -43,10 +44,13 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
     """
     source = file.searchable
     # Where strings count, or what functions return, or where a name may be respelled, all is read.
-    is_whole = deep or source is not file.content or b"__getattr__" in source or b"sys.modules" in source
+    is_whole = deep or source is not file.content or gives_by_function(source)
     tree = parse(file, is_whole=is_whole)
     try:
-        return _Interpreter(file, deep).run(tree)
+        summary = _Interpreter(file, deep).run(tree)
+        if summary.strings is None or is_whole:
+            return summary
+        return _Interpreter(file, deep).run(parse(file))
     except RecursionError as error:
         raise SourceError(file.path, 1, "cannot be analysed: an expression is nested too deeply. Split it") from error
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
-from contracts.source._candidates import Text
+from contracts.source._candidates import Text, gives_by_function
 from contracts.source._errors import SourceError
 from contracts.source._tree import SourceFile, Tree
 
 _COMPUTED_IMPORTS = (b"import_module", b"__import__")
-# A function of one parameter: a method has two.
-_GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
 _CHANGED = re.compile(rb"\(\)(?:\[|\.update\()")
 _NAMESPACES = (b"globals", b"locals", b"vars")
 
@@ -73,9 +71,8 @@ class Survey:
     @cached_property
     def lazy(self) -> frozenset[str]:
         """The modules that may give names by a function: a ``__getattr__``, or that of an object in their place."""
-        found = [module for module, source in self._holding(b"__getattr__") if _GETTER.search(source)]
-        found += [module for module, source in self._holding(b"sys.modules") if b"sys.modules[__name__]" in source]
-        return frozenset(found)
+        may_give = [*self._holding(b"__getattr__"), *self._holding(b"sys.modules")]
+        return frozenset(module for module, source in may_give if gives_by_function(source))
 
     @cached_property
     def injecting(self) -> frozenset[str]:
