@@ -4,6 +4,7 @@ Each rank has ``torch.distributed`` to itself, over gloo. Whatever goes wrong in
 of its process) is the result of that run and of no other: the world is made anew for the next one.
 """
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,8 +80,12 @@ class World:
         """
         ranks = self._started()
         try:
-            for rank in range(self.size):
-                ranks.send(rank, (function, arguments))
+            try:
+                for rank in range(self.size):
+                    ranks.send(rank, (function, arguments))
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                text = f"it cannot be sent to the process of a rank ({error}): use functions of importable modules"
+                raise WorldFailure("raised", 0, text) from error
             results = self._collect(ranks)
         except BaseException:
             self._drop(ranks)

@@ -64,7 +64,7 @@ def select(names: Sequence[str], fused_moe: str | None = None) -> list[Backend]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"There is no backend {unknown[0]!r}. There are: {', '.join(sorted(known))}.")
-    return [known[name] for name in names] if names else list(known.values())
+    return [known[name] for name in dict.fromkeys(names)] if names else list(known.values())
 
 
 def make_worlds(kind: str, fused_moe: str | None = None, **options: Any) -> Worlds:
@@ -153,10 +153,11 @@ def main(
         chosen = [] if extra_rows and not backends else select(backends, fused_moe)
         chosen += list(extra_rows)
         checks = _checks(only)
-        _check_arguments(world_sizes, device)
+        _check_arguments(world_sizes, device, [json_path, html_path])
     except (ValueError, ImportError) as error:
         complain(str(error))
         return 2
+    world_sizes = list(dict.fromkeys(world_sizes))
     arguments = {"device": device, "transport": transport, "worlds": worlds, "seed": seed}
     matrix = Matrix(environment=_environment(arguments))
     options = {"device": device, "transport": transport, "seconds": seconds, "deadline": deadline}
@@ -187,7 +188,10 @@ def main(
     return 1 if matrix.broken else 0
 
 
-def _check_arguments(world_sizes: Sequence[int], device: str) -> None:
+def _check_arguments(world_sizes: Sequence[int], device: str, paths: Sequence[str | None]) -> None:
+    for path in paths:
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
     if not world_sizes or min(world_sizes) < 1:
         raise ValueError(f"World sizes are {list(world_sizes)}, expected numbers of at least 1.")
     if device == "cuda" and not torch.cuda.is_available():

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import sys
 import time
+import types
 from functools import partial
 from html.parser import HTMLParser
 
@@ -47,9 +49,16 @@ class GivesFourItems(Honest):
         return super().prepare(*arguments, **named)[:4]
 
 
+# A module that ranks in other processes cannot import.
+nowhere = types.ModuleType("nowhere")
+exec("def make(place, layer): ...", vars(nowhere))
+sys.modules["nowhere"] = nowhere
+
 ROWS = (
     Backend("raising", factory_that_raises),
     Backend("stringy", factory_of_a_string),
+    Backend("lambda", lambda place, layer: None),
+    Backend("nowhere", nowhere.make),
     row_of(Hangs, FUSED_MOE),
     row_of(KillsItsProcess, FUSED_MOE),
     row_of(GivesFourItems, FUSED_MOE),
@@ -80,6 +89,10 @@ def report(tmp_path_factory):
         ("raising", "raised ValueError at"),
         ("raising", "no such network card"),
         ("stringy", "the factory gave 'not a backend' (builtins.str), expected an instance of"),
+        ("lambda", "rank 0 of 2: it cannot be sent to the process of a rank (Can't pickle <function <lambda>"),
+        ("lambda", "use functions of importable modules"),
+        ("nowhere", "raised ModuleNotFoundError at"),
+        ("nowhere", "No module named 'nowhere'"),
         ("Hangs", "ranks 0, 1 of 2 did not finish within 10 s."),
         ("KillsItsProcess", "ended with exit code 7"),
         ("GivesFourItems", "prepare gave 4 items, expected a tuple of 5"),
@@ -163,6 +176,7 @@ class SleepsShortly(Honest):
         ({"only": ["no_such"]}, "There is no check 'no_such'. There are: async_equals_sync, "),
         ({"world_sizes": [0]}, "World sizes are [0], expected numbers of at least 1."),
         ({"fused_moe": "no.such.package"}, "No module named 'no'"),
+        ({"json_path": "no/such/folder.json"}, "no/such/folder.json cannot be written: there is no folder no/such."),
     ],
 )
 def test_what_does_not_exist_is_named(capsys, arguments, text):
