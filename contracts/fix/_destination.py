@@ -16,10 +16,12 @@ from contracts._writing import CouldNotError
 from contracts.fix import _naming
 from contracts.fix._configured import Configured
 from contracts.fix._document import Document
+from contracts.fix._moves import upwards
 from contracts.fix._units import Unit, defining, units
 from contracts.forbidden_definitions import ForbiddenDefinitionsContract
 from contracts.placement import PlacementContract
 from contracts.source import ClassDefinition
+from contracts.source._resolve import ClassValue
 
 
 @dataclass
@@ -58,7 +60,7 @@ def misplaced(configured: Configured, to: str | None) -> tuple[list[Misplaced], 
             for finding in configured.findings(contract):
                 placed = found.get(finding.name) or _placed(configured, finding.name, to)
                 if placed is None:
-                    left.append(f"{finding}. No placement contract says where it belongs")
+                    left.append(f"{finding}. No placement contract says where it belongs: say so with --to")
                 else:
                     found.setdefault(finding.name, placed)
     return [found[name] for name in sorted(found)], left
@@ -81,6 +83,12 @@ def _placed(configured: Configured, name: str, to: str | None) -> Misplaced | No
             for item in _of(configured, contract, to):
                 if item.definition.dotted_name == name:
                     return item
+    if to is None:
+        return None
+    module = next(m for m in upwards(name) if m in configured.index.tree.files)
+    for key, record in configured.index.summary(module).classes.items():
+        if f"{module}.{record.qualname}" == name:
+            return Misplaced(configured.index.define(ClassValue(module, key)), to)
     return None
 
 

@@ -83,6 +83,24 @@ class Document:
         return parse(self.file)
 
     @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the tree, from the outside in."""
+        return [*ast.walk(self.tree)]
+
+    @cached_property
+    def blocks(self) -> list[list[ast.stmt]]:
+        """Every list of statements in the tree, from the outside in."""
+        found = []
+        for node in self.nodes:
+            if isinstance(node, ast.expr):
+                continue
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(node, name, None)
+                if isinstance(block, list) and block:
+                    found.append(block)
+        return found
+
+    @cached_property
     def lines(self) -> list[str]:
         """The lines, without their ends."""
         return [self.text[start:end] for start, end in zip(self._starts, self._ends, strict=True)]

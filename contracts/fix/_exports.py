@@ -54,7 +54,7 @@ class Exporter:
 
     def names(self, name: str) -> bool:
         """Whether the package says a name at all: binds it, or gives it lazily."""
-        constants = (node.value for node in ast.walk(self.document.tree) if isinstance(node, ast.Constant))
+        constants = (node.value for node in self.document.nodes if isinstance(node, ast.Constant))
         return self.binds(name) is not None or name in constants
 
     def binds(self, name: str) -> ast.stmt | None:

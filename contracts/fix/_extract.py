@@ -171,6 +171,10 @@ class Split:
         lines = [self._document.lines[u.last - 1] for u in defining(self._units, name)]
         return not any("F401" in line for line in lines)
 
+    def encode(self, text: str) -> bytes:
+        """The content of a new module: in the old one's encoding, with its line ends."""
+        return self._document.encode(text.replace("\n", self._document.newline))
+
     def still_public(self, name: str) -> bool:
         """Whether the module still binds what left it, since it is a package's or ``__all__`` lists it."""
         return name in self._stay_needs() or self.file.is_package

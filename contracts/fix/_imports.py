@@ -10,7 +10,7 @@ import ast
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import libcst as cst
@@ -47,14 +47,6 @@ def line_length(folder: str) -> int:
         raise CouldNotError(f"pyproject.toml cannot be read: {error}.") from error
     found = tools.get("ruff", {}).get("line-length") or tools.get("black", {}).get("line-length")
     return found if isinstance(found, int) else 88
-
-
-def blocks(tree: ast.AST) -> Iterator[list[ast.stmt]]:
-    """Every list of statements in a tree."""
-    for node in ast.walk(tree):
-        for _, value in ast.iter_fields(node):
-            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-                yield value
 
 
 # Paths
@@ -149,7 +141,7 @@ class ImportEditor:
         self.document = document
         self.package = package
         self.limit = limit
-        self._block_of = {id(s): block for block in blocks(document.tree) for s in block}
+        self._block_of = {id(s): block for block in document.blocks for s in block}
         self._added: dict[tuple[int, str, bool], tuple[ast.stmt, ast.ImportFrom | None, dict[str, None]]] = {}
         self._sources: dict[ast.stmt, str] = {}
         self._gone: list[_Import] = []

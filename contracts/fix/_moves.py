@@ -30,7 +30,7 @@ class Moves:
 
     def old(self, name: str) -> str | None:
         """The old path that a dotted name is, or lies in."""
-        for path in _upwards(name):
+        for path in upwards(name):
             if path in self.modules or path in self.names:
                 return path
         return None
@@ -52,7 +52,8 @@ class Moves:
         return found
 
 
-def _upwards(name: str) -> Iterator[str]:
+def upwards(name: str) -> Iterator[str]:
+    """A dotted name, and all in which it lies, from the longest to the shortest."""
     while name:
         yield name
         name = name.rpartition(".")[0]

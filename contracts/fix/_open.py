@@ -25,7 +25,7 @@ class Open:
 def fragile(document: Document) -> list[Open]:
     """The places in a file that may mean something else once the file lies elsewhere."""
     found = []
-    for node in ast.walk(document.tree):
+    for node in document.nodes:
         if isinstance(node, ast.Name) and node.id in {"__file__", "__package__", "__path__"}:
             reason = f"uses {node.id}, which is another one in the new place"
         elif isinstance(node, ast.Call) and last_name(node.func) == "import_module" and _is_relative(node.args[:1]):

@@ -211,8 +211,7 @@ class _Planner:
                 text, open_ = split.new_text(part, work.moves, work.limit, work.star_has)
                 first, last = min(u.first for u in part.units), max(u.last for u in part.units)
                 self._plan.open += [item for item in open_ if first <= item.line <= last]
-                document, _ = split.rest(work.moves, work.limit, work.star_has)
-                work.changes.written[part.path] = document.encode(text.replace("\n", document.newline))
+                work.changes.written[part.path] = split.encode(text)
             document, open_ = split.rest(work.moves, work.limit, work.star_has)
             if self._options.shim:
                 prefix = f"{split.module}."
@@ -296,6 +295,8 @@ class _Planner:
 
     def _unexported(self, exporter: Exporter, package: str, definition: ClassDefinition) -> list[str]:
         """The classes of the same kind that a package holds and does not export."""
+        if not definition.chain:
+            return []
         found = self._index.subclasses([definition.chain[-1]], self._configured.graph).found
         return [
             other.name

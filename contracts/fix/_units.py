@@ -6,7 +6,7 @@ import ast
 import builtins
 import symtable
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from contracts.fix._document import Document, whole_lines
@@ -85,16 +85,16 @@ def needed(text: str, statement: ast.stmt) -> set[str]:
         warnings.simplefilter("ignore")  # about the code's literals
         table = symtable.symtable(text, "<module>", "exec")
     names = set(_global_names(table, top=True))
-    for string in annotation_strings(statement):
+    for string in annotation_strings(ast.walk(statement)):
         names |= _names_in(str(string.value))
     if "__all__" in _bound(statement):
         names |= {n.value for n in ast.walk(statement) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return names
 
 
-def annotation_strings(tree: ast.AST) -> Iterator[ast.Constant]:
-    """The strings that stand where types do."""
-    for node in ast.walk(tree):
+def annotation_strings(nodes: Iterable[ast.AST]) -> Iterator[ast.Constant]:
+    """The strings among some nodes that stand where types do."""
+    for node in nodes:
         found: list[ast.expr | None] = []
         if isinstance(node, ast.arg | ast.AnnAssign):
             found.append(node.annotation)

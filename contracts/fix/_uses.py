@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Collection, Sequence
 
-from contracts.fix._imports import Binding, ImportEditor, absolute, blocks, relative
+from contracts.fix._imports import Binding, ImportEditor, absolute, relative
 from contracts.fix._moves import Moves
 from contracts.fix._open import Open
 from contracts.fix._tables import change_tables
@@ -57,13 +57,13 @@ class Rewriter(Reader):
         self._rewritten: dict[str, int] = {}
         self._for_types = {
             statement
-            for test in ast.walk(document.tree)
+            for test in document.nodes
             if isinstance(test, ast.If) and is_type_checking(test.test)
             for statement in own_statements(test.body)
         }
-        self._annotations = set(annotation_strings(document.tree))
+        self._annotations = set(annotation_strings(document.nodes))
         self._needs: dict[tuple[ast.stmt, Binding], None] = {}
-        nodes = [*ast.walk(document.tree)]
+        nodes = document.nodes
         self.bound = {node.id for node in nodes if isinstance(node, ast.Name)}
         self.bound |= {alias.asname or alias.name for alias in nodes if isinstance(alias, ast.alias)}
 
@@ -77,9 +77,9 @@ class Rewriter(Reader):
         for node, aliases in (dropped or {}).items():
             self._changes[node] = dict.fromkeys(aliases)
         self.block(tree.body, self.scope(tree.body, None))
-        counts = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+        counts = [n.id for n in self.document.nodes if isinstance(n, ast.Name)]
         self._used = {name: counts.count(name) for name in self._rewritten}
-        statements = [s for block in blocks(tree) for s in block]
+        statements = [s for block in self.document.blocks for s in block]
         for statement in statements:
             if isinstance(statement, ast.ImportFrom):
                 self._from(statement)
@@ -158,7 +158,7 @@ class Rewriter(Reader):
         return self._used[bound] == self._rewritten[bound] and not self._is_listed(bound)
 
     def _is_listed(self, name: str) -> bool:
-        return any(isinstance(n, ast.Constant) and n.value == name for n in ast.walk(self.document.tree))
+        return any(isinstance(n, ast.Constant) and n.value == name for n in self.document.nodes)
 
     def _import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -174,7 +174,7 @@ class Rewriter(Reader):
     def _spent_import(self, alias: ast.alias) -> bool:
         if alias.asname:
             return self._is_spent(alias.asname)
-        attributes = [n for n in ast.walk(self.document.tree) if isinstance(n, ast.Attribute)]
+        attributes = [n for n in self.document.nodes if isinstance(n, ast.Attribute)]
         uses = [n for n in attributes if ast.unparse(n) == alias.name]
         return bool(self._rewritten.get(alias.name)) and len(uses) == self._rewritten[alias.name]
 
@@ -245,7 +245,7 @@ class Rewriter(Reader):
         """Whether a name stands for ``new`` all over the file, or for type checkers at least."""
         body = self.document.tree.body
         found = False
-        for node in ast.walk(self.document.tree):
+        for node in self.document.nodes:
             if isinstance(node, ast.ImportFrom):
                 source = absolute(node, self.document.package)
                 for alias in node.names:

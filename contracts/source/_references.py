@@ -141,6 +141,8 @@ class _Finder:
         self._index = index
         self._paths = paths
         self._wanted = [Wanted(path) for path in paths]
+        self._above = {wanted.above for wanted in self._wanted}
+        self._parents = {wanted.parent for wanted in self._wanted}
         self._folders: dict[str, str] | None = None
         self.found: list[Reference] = []
         self.problems: list[Problem] = []
@@ -157,6 +159,10 @@ class _Finder:
                 package = module if file.is_package else module.rpartition(".")[0]
             if file.path in self._index.survey.errors:
                 raise self._index.survey.errors[file.path]
+            # Few files hold the name of a parent at all, and most paths share theirs.
+            inside = any(f"{package}.".startswith(f"{parent}.") for parent in self._parents)
+            if not inside and not any(above in text.source for above in self._above):
+                return
             if not any(wanted.may_be_in(text, package or "", is_python=is_python) for wanted in self._wanted):
                 return
             for part in self._parts(file):
