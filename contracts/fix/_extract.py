@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from contracts._writing import CouldNotError
-from contracts.fix._document import Document, Unsaved, apply
+from contracts.fix._compose import delete_units, for_type_checkers, joined, with_imports
+from contracts.fix._document import Document, apply
 from contracts.fix._imports import Binding, ImportEditor
 from contracts.fix._moves import Moves
 from contracts.fix._open import Open
-from contracts.fix._units import Unit, defining, module_names, units
+from contracts.fix._units import Unit, defining, units
 from contracts.fix._uses import Rewriter
 from contracts.source._mentions import Module
+from contracts.source._names import is_type_checking
 from contracts.source._tree import SourceFile
 
 
@@ -149,8 +151,8 @@ class Split:
                 names |= unit.needs
         return names
 
-    def _stay_needs(self) -> set[str]:
-        return {name for unit in self._stays for name in unit.needs}
+    def _stay_needs(self, but: Collection[Unit] = ()) -> set[str]:
+        return {name for unit in self._stays if unit not in but for name in unit.needs}
 
     def copied(self) -> dict[str, str | None]:
         """The imported names that moved along, as ``Moves`` has them."""
@@ -215,7 +217,7 @@ class Split:
             header += "\n"
         pairs = zip([None, *chosen], chosen, strict=False)
         head = header + "".join(self._gap(before, unit) + text_of(unit) for before, unit in pairs)
-        text = _joined(head.rstrip("\n") + "\n" if head else "", part.all, text_of)
+        text = joined(head.rstrip("\n") + "\n" if head else "", part.all, text_of)
         text = self._with_own_imports(part, text, limit, needs - {n for u in chosen for n in u.binds})
         return text, rewriter.open
 
@@ -253,26 +255,35 @@ class Split:
         """Import what stayed behind, or went to another new module."""
         own = {name for unit in part.all for name in unit.binds}
         sources: dict[str, list[str]] = {}
+        for_types: list[str] = []
         for name in sorted(names - own):
             for unit in defining(self._units, name)[:1]:
                 home = self._moved[unit].module if unit in self._moved else self.module
-                if not (unit.is_import or unit.is_guard):
+                if isinstance(unit.statement, ast.If) and is_type_checking(unit.statement.test):
+                    for_types.append(name)
+                elif not (unit.is_import or unit.is_guard):
                     sources.setdefault(home, []).append(name)
-        return with_imports(text, part.module, part.path, sources, limit)
+        if for_types:
+            sources.setdefault("typing", []).append("TYPE_CHECKING")
+        text = with_imports(text, part.module, part.path, sources, limit)
+        return for_type_checkers(text, part.module, part.path, self.module, for_types) if for_types else text
 
     # What stays
 
     def rest(self, moves: Moves, limit: int, star_has: Callable[[str, str], bool]) -> tuple[Document, list[Open]]:
         """The module without what left it, as an edited document."""
         document, twins = self._fresh()
-        stay_needs = self._needs(self._stays)
         went = {name for part in self.parts for name in self._needs(part.all)}
-        gone = {name for name in went - stay_needs if not self._kept_import(name)}
+        gone = {name for name in went - self._stay_needs() if not self._kept_import(name)}
+        spent = {unit for unit in self._stays if unit.is_guard and unit.binds and unit.binds <= gone}
+        gone = {name for name in went - self._stay_needs(spent) if not self._kept_import(name)}
         editor = ImportEditor(document, self.package, limit)
         rewriter = Rewriter(editor, moves, Module(self.module, self.package), star_has)
         dropped: dict[ast.ImportFrom, set[ast.alias]] = {}
         for unit in self._stays:
             twin = twins[unit.first]
+            if unit in spent:
+                continue
             if twin.is_import or twin.is_for_type_checkers:
                 for statement in twin.imports:
                     lost = {
@@ -284,36 +295,11 @@ class Split:
                         dropped[statement] = lost
                     elif lost == set(statement.names):
                         editor.remove(statement)
-            elif twin.is_guard and twin.binds and twin.binds <= gone:
-                self._delete(document, [twin])
         rewriter.run(dropped)
-        self._delete(document, [twins[unit.first] for unit in self._moved])
+        delete_units(document, [twins[unit.first] for unit in (*spent, *self._moved)])
         self._import_back(document, editor, [*twins.values()])
         editor.finish()
         return document, rewriter.open
-
-    @staticmethod
-    def _delete(document: Document, leaving: Sequence[Unit]) -> None:
-        """Take statements out, with the blank lines after them; at the end of the file, with those before."""
-        count = len(document.lines)
-        gone = {line for unit in leaving for line in range(unit.first, unit.last + 1)}
-        blank = {number for number, line in enumerate(document.lines, 1) if not line.strip()}
-        for unit in leaving:
-            line = unit.last + 1
-            while line in blank:
-                gone.add(line)
-                line += 1
-        if count in gone or not count - len(gone):
-            line = count
-            while line in gone or line in blank:
-                gone.add(line)
-                line -= 1
-        for line in sorted(gone):
-            if line - 1 not in gone:
-                last = line
-                while last + 1 in gone:
-                    last += 1
-                document.replace(document.line_start(line), document.line_start(last + 1), "")
 
     def _import_back(self, document: Document, editor: ImportEditor, fresh: Sequence[Unit]) -> None:
         """Import what the rest of the module needs of what left it."""
@@ -338,56 +324,6 @@ class Split:
                 document.insert(document.line_start(self._header + 1), f"{text}\n")
             else:
                 document.insert(document.line_start((document.tree.body[0].end_lineno or 1) + 1), f"\n{text}")
-
-
-def _joined(head: str, chosen: Sequence[Unit], text_of: Callable[[Unit], str]) -> str:
-    """A module from its head and its statements: two blank lines around definitions, none between others."""
-    text = head
-    before: Unit | None = None
-    for unit in chosen:
-        big = isinstance(unit.statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        big_before = before is None or isinstance(
-            before.statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        )
-        if before is None:
-            gap = "" if not head else "\n\n" if big else "\n"
-        else:
-            gap = "\n\n" if big or big_before else "\n" if unit.first - before.last > 1 else ""
-        text += gap + text_of(unit)
-        before = unit
-    return text
-
-
-def with_imports(text: str, module: str, path: str, sources: Mapping[str, Sequence[str]], limit: int) -> str:
-    """A module's text with more imports, in their place."""
-    if not sources:
-        return text
-    document = Document(Unsaved(path, module, text.encode()), module, module.rpartition(".")[0])
-    editor = ImportEditor(document, document.package, limit)
-    imports = [s for s in document.tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
-    anchors = [s for s in imports if isinstance(s, ast.ImportFrom) and s.module != "__future__"] or imports
-    for source, names in sources.items():
-        bindings = [Binding(source, name) for name in names]
-        if anchors:
-            like = anchors[-1] if isinstance(anchors[-1], ast.ImportFrom) and anchors[-1].level else None
-            editor.add(anchors[-1], bindings, like=like)
-        else:
-            line = next((n for n, content in enumerate(document.lines, 1) if not content.startswith("#")), 1)
-            text = f"from {source} import {', '.join(names)}\n"
-            document.insert(document.line_start(line), f"\n{text}" if line > 1 else f"{text}\n\n")
-    editor.finish()
-    return document.edited().decode()
-
-
-def unresolved(document: Document) -> set[str]:
-    """The names that a module needs and does not bind."""
-    binds, needs = module_names(document)
-    stars = any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in document.tree.body)
-    return (
-        set()
-        if stars
-        else needs - binds - {"__file__", "__name__", "__doc__", "__package__", "__spec__", "__path__", "__class__"}
-    )
 
 
 def _root_of_target(statement: ast.stmt) -> str:

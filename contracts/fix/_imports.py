@@ -265,10 +265,9 @@ class ImportEditor:
         last = node.end_lineno or node.lineno
         block = self._block_of[id(node)]
         filled = any(key[0] == id(block) for key in self._added) and not self._prefix(node).strip()
-        if all(statement in self._gone for statement in block) and not filled:
-            self.document.replace(start, end, "pass" if node is block[0] else "")
-            if node is block[0]:
-                return set()
+        if node is block[0] and all(statement in self._gone for statement in block) and not filled:
+            self.document.replace(start, end, "pass")
+            return set()
         rest = self.document.lines[last - 1][end - self.document.line_start(last) :].strip()
         if self._prefix(node).strip() or (rest and not rest.startswith("#")):
             place = self.document.place(node)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import symtable
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,15 +105,6 @@ def annotation_strings(nodes: Iterable[ast.AST]) -> Iterator[ast.Constant]:
             for inner in ast.walk(annotation) if annotation is not None else ():
                 if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
                     yield inner
-
-
-def module_names(document: Document) -> tuple[set[str], set[str]]:
-    """The names that a module binds, and those that it needs, builtins aside."""
-    binds = {name for statement in document.tree.body for name in _bound(statement)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = symtable.symtable("\n".join(document.lines), "<module>", "exec")
-    return binds, {name for name in _global_names(table, top=True) if not hasattr(builtins, name)}
 
 
 def _global_names(table: symtable.SymbolTable, *, top: bool) -> Iterator[str]:

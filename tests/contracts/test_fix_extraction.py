@@ -255,3 +255,25 @@ def test_moves_several_classes_out_of_one_module(repository):
         "from pkg.backends.slow import SlowBackend\n\n\nclass SlowerBackend(SlowBackend):\n    pass\n"
     )
     assert repository.lint().code == 0
+
+
+def test_what_only_type_checkers_see_is_imported_for_them(repository):
+    """From a block that holds more than imports, which stays; one that nothing needs any more goes."""
+    new, rest = split(
+        repository,
+        "from __future__ import annotations\n\nimport typing as t\n\nfrom pkg.base import Backend\n\n"
+        "if t.TYPE_CHECKING:\n    import decimal\n\n    class _Proto(t.Protocol): ...\n\n"
+        "if t.TYPE_CHECKING:\n    from fractions import Fraction\n    from numbers import Number\n\n\n"
+        "class SlowBackend(Backend):\n    def run(self, a: decimal.Decimal = 1, b: _Proto = 2) -> Fraction | Number: ...\n\n\n"  # noqa: E501  as the file says it
+        "def other(p: _Proto): ...\n",
+    )
+    assert new == (
+        "from __future__ import annotations\n\nimport typing as t\n\nfrom pkg.base import Backend\n"
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from pkg.many import _Proto, decimal\n\n"
+        "if t.TYPE_CHECKING:\n    from fractions import Fraction\n    from numbers import Number\n\n\n"
+        "class SlowBackend(Backend):\n    def run(self, a: decimal.Decimal = 1, b: _Proto = 2) -> Fraction | Number: ...\n"  # noqa: E501  as the file says it
+    )
+    assert rest == (
+        "from __future__ import annotations\n\nimport typing as t\n\n"
+        "if t.TYPE_CHECKING:\n    import decimal\n\n    class _Proto(t.Protocol): ...\n\n\ndef other(p: _Proto): ...\n"
+    )

@@ -49,7 +49,8 @@ for module in sorted(m.name for m in pkgutil.walk_packages(package.__path__, sys
 def copy_of(package: str, folder: Path) -> Repository:
     """A repository with a copy of an installed package, and an empty package ``moved`` in it."""
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    assert spec is not None, f"{package} is not installed"
+    assert spec.submodule_search_locations, f"{package} is no package"
     (source,) = spec.submodule_search_locations
     shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     repository = Repository(folder)
