@@ -316,8 +316,11 @@ class _Planner:
                 continue
             lines: dict[str, set[int]] = defaultdict(set)
             rows = {row.old: row for row in cast("list[Retirement]", contract.retired)}
+            moving = {*self._work.moves.modules, *self._work.moves.names}
             for finding in self._configured.findings(contract):
                 row = rows.get(finding.name.rpartition(" -> ")[2].partition(" (")[0])
+                if row is not None and row.old in moving:
+                    continue  # it is mended by the move
                 if row is None or " -> " not in finding.name:
                     self._plan.left.append(f"{finding}. Move it there, or delete it, by hand")
                 elif row.new is None:
