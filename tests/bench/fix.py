@@ -31,7 +31,6 @@ from tests.contracts.projects import script
 PACKAGE = "vllm.model_executor.layers.fused_moe"
 FOLDER = Path(*PACKAGE.split("."))
 PLACE = FOLDER / "prepare_finalize"
-CONTRACT = "prepare-finalize-placement"
 MOVES = {
     "BatchedPrepareAndFinalize": ("fused_batched_moe", "batched"),
     "MoriPrepareAndFinalize": ("mori_prepare_finalize", "mori"),
@@ -194,7 +193,7 @@ def _check(tree: Path, cache: Path, preset: str) -> list[str]:
         ast.parse(path.read_bytes(), str(path))
         count += 1
     found.append(f"| every Python file parses | {count} files |")
-    again = [script("moe-contracts"), "fix", CONTRACT, "--config", preset, "--cache-dir", str(cache)]
+    again = [script("moe-contracts"), "fix", "--config", preset, "--cache-dir", str(cache)]
     done = subprocess.run([*again, "--apply", "--allow-dirty"], cwd=tree, capture_output=True, text=True, check=False)
     if done.stdout != "Nothing to mend.\n":
         raise SystemExit(f"the second run found more to do:\n{done.stdout}{done.stderr}")
@@ -219,7 +218,7 @@ def main() -> None:
             tree = _copy(options.before, Path(folder), f"tree-{run}")
             cache = Path(folder) / f"cache-{run}"
             cache.mkdir()
-            command = [script("moe-contracts"), "fix", CONTRACT, "--config", preset, "--cache-dir", str(cache)]
+            command = [script("moe-contracts"), "fix", "--config", preset, "--cache-dir", str(cache)]
             cold.append(_measured([*command, "--diff"], tree)[:2])
             *times, done = _measured([*command, "--apply"], tree)
             if done.returncode:
