@@ -22,7 +22,8 @@ _CLASS = re.compile(rb"class[ \t\f\\\n]+(?!class[ \t\f\\\n])([\w\x80-\xff]+|[^\s
 _HEADER_END = re.compile(rb"^[^#\n]*:[ \t]*(?:#[^\n]*)?$|^[ \t\f]*class\b[^#\n]*:", re.MULTILINE)
 # Starred bases and bases made by a call; brackets in comments do not count.
 _DYNAMIC = re.compile(
-    rb"class[ \t\f\\\n]+[\w\x80-\xff]+[ \t\f\\\n]*(?:\[.{,300}?\][ \t\f\\\n]*)?\((?:[^)*(#]|#[^\n]*\n)*+[*(]", re.DOTALL
+    rb"class[ \t\f\\\n]+[\w\x80-\xff]+[ \t\f\\\n]*(?:\[.{,300}?\][ \t\f\\\n]*)?"
+    rb"\([^)*(#]*(?:#[^\n]*\n[^)*(#]*)*+[*(]", re.DOTALL
 )
 _KIND = re.compile(rb"\n\w+ = type\([\w.]+\)")
 # From the keyword to the end of the statement, which goes on in brackets and behind a backslash.

@@ -58,7 +58,8 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
 class _Interpreter(Reader):
     def __init__(self, file: SourceFile, deep: bool) -> None:
         source = file.searchable
-        shared = {name.strip().decode() for found in _GLOBALS.findall(source) for name in found.split(b",")}
+        declared = _GLOBALS.findall(source) if b"global" in source else []
+        shared = {name.strip().decode() for found in declared for name in found.split(b",")}
         package = file.module if file.is_package else file.module.rpartition(".")[0]
         super().__init__(file.module, package, frozenset(shared))
         self.deep = deep

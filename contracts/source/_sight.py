@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -10,6 +11,8 @@ from grimp import ImportGraph
 from contracts.source._candidates import NAMES_ONLY, Text
 from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile
+
+_FROM_DOTS = re.compile(rb"from[ \t]*\.[. \t\\\n]*import")
 
 
 class _View:
@@ -115,7 +118,14 @@ class Sight:
         text = self._survey.text(user)
         words = {*b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()}
         last = module.rpartition(".")[2].encode()
-        return last in words or any(module in self.sources(user, word) for word in words & text.imported)
+        if last in words:
+            return True
+        # A short look, which is nearly always the last: at what is imported from a module so called, or from dots.
+        brought = re.findall(last + rb"[ \t\\\n]+import[ \t\\\n]*(\([^)]*\)|[^\n]*)", text.source)
+        is_brought = not words.isdisjoint(b" ".join(brought).translate(NAMES_ONLY).split())
+        if not is_brought and b"\\\n" not in b"".join(brought) and _FROM_DOTS.search(text.source) is None:
+            return False
+        return any(module in self.sources(user, word) for word in words & text.imported)
 
     def sources(self, user: str, name: bytes) -> set[str]:
         """The modules that ``user`` imports ``name`` from, or imports by a name that holds it."""
