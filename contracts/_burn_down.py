@@ -97,19 +97,21 @@ def changes(
     prepare(configuration)
     started = [any(option in options for option in (_DEFINITIONS, _IMPORTS)) for options in everything]
     numbers = {id(options): number for number, options in enumerate(everything)}
+    todo = limit_to
+    planned: dict[int, Change] = {}
     while True:
-        done = report.lint(configuration, limit_to, **session)
+        done = report.lint(configuration, todo, **session)
         run = account(configuration, done)
         if run.failures:
             raise CouldNotError("\n".join(run.failures))
-        planned = []
+        latest = []
         for contract, check in done.get_contracts_and_checks():
             number = numbers[id(contract.contract_options)]
             name = identify(contract.contract_options)
             may_grow = not started[number] or name in grow
-            planned.append(_plan(number, contract, check, done.graph, lists[number], may_grow=may_grow))
-        # A chain of imports may hide another, that comes out when the first is ignored.
-        growing = [change for change in planned if change.added]
+            latest.append(_plan(number, contract, check, done.graph, lists[number], may_grow=may_grow))
+        planned |= {change.contract: change for change in latest}
+        growing = [change for change in latest if change.added]
         for change in growing:
             if change.option == _DEFINITIONS and (lacking := set(required[change.contract]) - set(details)):
                 wanted = listed([f"--{detail.value}" for detail in Detail if detail in lacking], "and")
@@ -119,7 +121,11 @@ def changes(
             lists[change.contract] += [f"{name}{ends}" for name in change.added]
             options[change.option] = list(lists[change.contract])
         if not growing:
-            return _merged(planned, lists, configuration)
+            return _merged(list(planned.values()), lists, configuration)
+        # A chain of imports may hide another, that comes out when the first is ignored. In TOML a contract may
+        # have no id to be chosen by.
+        if all("id" in everything[change.contract] for change in growing):
+            todo = tuple(change.id for change in growing)
 
 
 def _plan(
