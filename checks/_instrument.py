@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Annotated, Any, get_type_hints
 from unittest.mock import NonCallableMock
 
 import torch
@@ -57,12 +57,17 @@ def _refuse_mocks() -> None:
 
 @dataclass(frozen=True)
 class Dims:
-    """The shape of a tensor by name; equal names within one call are equal sizes. Several are alternatives."""
+    """The shape of a tensor by name; equal names within one call are equal sizes. Several are alternatives.
+
+    ``dtype`` is one of torch's (``int32``), or a name likewise: equal names within one call are equal dtypes.
+    """
 
     shapes: tuple[str, ...]
+    dtype: str
 
-    def __init__(self, *shapes: str) -> None:
+    def __init__(self, *shapes: str, dtype: str = "") -> None:
         object.__setattr__(self, "shapes", shapes)
+        object.__setattr__(self, "dtype", dtype)
 
 
 def _look_up(origin: Any, args: Any, extras: tuple[Any, ...]) -> Callable[..., None] | None:
@@ -88,6 +93,7 @@ def _check_class(value: Any, kind: Any, args: Any, memo: Any, found: Callable[..
 
 def _check_dims(value: Any, dims: Dims, memo: Any) -> None:
     _check_class(value, torch.Tensor, (), memo, None)
+    _check_dtype(value, dims.dtype, memo.locals.setdefault("__dtypes__", {}))
     # The memo is that of the call, so what is kept in it is shared by its arguments and its result.
     bound: dict[str, int] = memo.locals.setdefault("__dims__", {})
     problems = []
@@ -106,6 +112,15 @@ def _check_dims(value: Any, dims: Dims, memo: Any) -> None:
             return
         problems.append(f"has shape {list(value.shape)}, expected [{', '.join(names)}]: {'; '.join(wrong)}")
     raise typeguard.TypeCheckError(", and ".join(problems))
+
+
+def _check_dtype(value: torch.Tensor, name: str, bound: dict[str, torch.dtype]) -> None:
+    if not name:
+        return
+    promised = getattr(torch, name, None) or bound.setdefault(name, value.dtype)
+    if value.dtype is not promised:
+        why = "is promised" if name not in bound else f"{name} are elsewhere in the call"
+        raise typeguard.TypeCheckError(f"is of {value.dtype}, where {promised} {why}")
 
 
 def _functions(kind: type) -> list[FunctionType]:
@@ -142,15 +157,17 @@ def _resolves(function: FunctionType) -> bool:
     return True
 
 
-Tokens = Annotated[torch.Tensor, Dims("tokens hidden")]
+SCALES = Dims("one scales", "rows scales", "experts one scales", "experts places scales", dtype="float32")
+Tokens = Annotated[torch.Tensor, Dims("tokens hidden", dtype="activations")]
 Slots = Annotated[torch.Tensor, Dims("tokens topk")]
-Counts = Annotated[torch.Tensor, Dims("counts")]
+Weights = Annotated[torch.Tensor, Dims("tokens topk", dtype="weights")]
+Counts = Annotated[torch.Tensor, Dims("counts", dtype="int32")]
 Result = tuple[
     Annotated[torch.Tensor, Dims("rows hidden", "experts places hidden")],
-    Annotated[torch.Tensor, Dims("one scales", "rows scales", "experts one scales", "experts places scales")] | None,
+    Annotated[torch.Tensor, SCALES] | None,
     Any,
-    Optional[Annotated[torch.Tensor, Dims("rows topk")]],  # noqa: UP045
-    Optional[Annotated[torch.Tensor, Dims("rows topk")]],  # noqa: UP045
+    Annotated[torch.Tensor, Dims("rows topk")] | None,
+    Annotated[torch.Tensor, Dims("rows topk", dtype="weights")] | None,
 ]
 
 
@@ -207,7 +224,7 @@ def _tie_prepared(arguments: tuple[Any, ...], result: Any) -> Any:
 @typeguard.typechecked
 def _tied_prepare(
     a1: Tokens,
-    topk_weights: Slots,
+    topk_weights: Weights,
     topk_ids: Slots,
     expert_num_tokens: Counts | None,
     expert_num_tokens_cpu: Counts | None,
@@ -219,13 +236,13 @@ def _tied_prepare(
 @typeguard.typechecked
 def _tied_monolithic_prepare(
     a1: Tokens,
-    router_logits: Annotated[torch.Tensor, Dims("tokens num_experts")],
+    router_logits: Annotated[torch.Tensor, Dims("tokens num_experts", dtype="logits")],
     quant_config: Any,
     result: Any,
 ) -> tuple[
     Annotated[torch.Tensor, Dims("rows hidden")],
-    Optional[Annotated[torch.Tensor, Dims("one scales", "rows scales")]],  # noqa: UP045
-    Annotated[torch.Tensor, Dims("rows num_experts")],
+    Annotated[torch.Tensor, SCALES] | None,
+    Annotated[torch.Tensor, Dims("rows num_experts", dtype="logits")],
 ]:
     return result  # type: ignore[no-any-return]
 
@@ -233,7 +250,7 @@ def _tied_monolithic_prepare(
 @typeguard.typechecked
 def _tied_standard_finalize(
     output: Tokens,
-    fused_expert_output: Annotated[torch.Tensor, Dims("rows topk hidden", "rows hidden")],
+    fused_expert_output: Annotated[torch.Tensor, Dims("rows topk hidden", "rows hidden", dtype="activations")],
     topk_weights: Annotated[torch.Tensor, Dims("rows topk")],
     topk_ids: Annotated[torch.Tensor, Dims("rows topk")],
 ) -> None:
@@ -243,7 +260,7 @@ def _tied_standard_finalize(
 @typeguard.typechecked
 def _tied_batched_finalize(
     output: Tokens,
-    fused_expert_output: Annotated[torch.Tensor, Dims("experts places hidden")],
+    fused_expert_output: Annotated[torch.Tensor, Dims("experts places hidden", dtype="activations")],
     topk_weights: Slots,
     topk_ids: Slots,
 ) -> None:

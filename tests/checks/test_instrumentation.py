@@ -208,6 +208,32 @@ def test_shapes_are_tied_across_a_call(ids, result, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("weights", "counts", "text"),
+    [
+        (torch.float32, torch.int32, None),
+        (torch.float64, torch.int32, "is of torch.float64, where torch.float32 weights are elsewhere in the call"),
+        (torch.float32, torch.int64, "is of torch.int64, where torch.int32 is promised"),
+    ],
+)
+def test_dtypes_are_tied_across_a_call(weights, counts, text):
+    """Weights come back in the dtype that they were given in, and counts are int32."""
+    import typeguard
+
+    from checks._instrument import tie
+    from vllm_moe.fused_moe.modular_kernel import ExpertTokensMetadata
+
+    meta = ExpertTokensMetadata(torch.ones(8, dtype=counts), None)
+    tied = tie(Echo(torch.ones(4, 8), None, meta, torch.ones(4, 2), torch.ones(4, 2, dtype=weights)))
+    arguments = (torch.ones(4, 8), torch.ones(4, 2), torch.ones(4, 2), 8, None, False, None)
+    if text is None:
+        tied.prepare(*arguments)
+        return
+    with pytest.raises(typeguard.TypeCheckError) as caught:
+        tied.prepare(*arguments)
+    assert text in str(caught.value)
+
+
 def test_it_costs_nothing_when_it_is_off():
     """A run without instrumentation does not even import typeguard, and no function is other than it is written."""
     program = (
