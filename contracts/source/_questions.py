@@ -111,7 +111,12 @@ def family(syntax: Syntax, methods: Methods, bases: Sequence[str], answer: Answe
     definitions = {
         ClassValue(item.module, f"{item.name}@{item.line}:{item.column}"): item for item in answer.found
     }
-    return Family(resolve_bases(syntax.index, bases), definitions, methods)
+    targets = resolve_bases(syntax.index, bases)
+    for value in targets:  # one may be a subclass of another
+        chain = syntax.index.hierarchy.chain(value, frozenset(targets), {})
+        if chain is not None:
+            definitions[value] = syntax.index.define(value, chain)
+    return Family(targets, definitions, methods)
 
 
 def _is_mangled(name: str) -> bool:

@@ -197,6 +197,12 @@ Use the base's default.
     assert (outcome.code, outcome.text) == (1, dedent(text))
 
 
+def test_a_base_that_is_a_subclass_of_another(small):
+    """It is looked at as any subclass is."""
+    configure(small, base_classes=["pkg.base.Base", "pkg.bad.Bad"])
+    assert tuple(small.lint()) == broken(*BAD)
+
+
 def test_a_method_from_a_mixin(small):
     """A method that a class takes from elsewhere is reported where the class is defined."""
     small.write(
