@@ -53,7 +53,7 @@ class Definition:
     ``not_understood`` are the decorators of which reading cannot tell what they do, or the expression that
     gives an attribute it knows not what; ``parameters`` are those of a call through the class's instances,
     without ``self``, and ``lacks_self`` says that there is none; ``annotation`` and ``value`` are an
-    attribute's.
+    attribute's; ``overloads`` are those of an implementation, or without one, up to itself.
     """
 
     owner: ClassValue
@@ -72,6 +72,8 @@ class Definition:
     lacks_self: bool = False
     annotation: ast.expr | None = None
     value: ast.expr | None = None
+    is_overload: bool = False
+    overloads: list[Definition] = field(default_factory=list)
 
     @property
     def is_method(self) -> bool:
@@ -207,9 +209,10 @@ class Methods:
             if effect in {Effect.SETTER, Effect.DELETER}:
                 self._extend_property(definition, effect, found)
                 return
-            if effect in {Effect.UNKNOWN, Effect.OVERLOAD}:
-                # Of overloads only the implementation counts, which replaces them: it takes what all of them take.
+            if effect is Effect.UNKNOWN:
                 definition.not_understood.append(decorator)
+            elif effect is Effect.OVERLOAD:
+                definition.is_overload = True
             elif effect is Effect.CONTEXT_MANAGER:
                 definition.manages_context = True
             elif effect is Effect.CACHED_PROPERTY:
@@ -217,6 +220,11 @@ class Methods:
             elif effect is not Effect.NOTHING:
                 definition.kind = effect.value
         self._fill(definition, node, owner.module)
+        before = found.get(node.name, [])
+        if len(before) == 1 and before[0].is_overload:
+            definition.overloads += before[0].overloads
+        if definition.is_overload:
+            definition.overloads.append(definition)
         found[node.name] = [definition]
 
     def _extend_property(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracts.source._answer import Answer
@@ -85,17 +85,17 @@ class _Question:
         for definition in definitions:
             seen: set[tuple[str, str]] = set()
             for ancestor in promised:
-                base, comparison = self.best(self.methods.defined(ancestor)[name], definition, value)
-                for difference in comparison.differences:
-                    # Parameters without annotation are listed in one finding, for the nearest ancestor that has some.
-                    fact = "unannotated" if difference.is_unannotated else difference.fact
-                    if (difference.parameter, fact) not in seen:
-                        seen.add((difference.parameter, fact))
-                        self.report(value, definition, base, difference)
-                for doubt in comparison.doubts:
-                    if ("", doubt.text) not in seen:
-                        seen.add(("", doubt.text))
-                        self.doubt(value, definition, base, doubt)
+                for base, comparison in self.compared(self.methods.defined(ancestor)[name], definition, value):
+                    for difference in comparison.differences:
+                        # Parameters without annotation are in one finding, for the nearest ancestor that has some.
+                        fact = "unannotated" if difference.is_unannotated else difference.fact
+                        if (difference.parameter, fact) not in seen:
+                            seen.add((difference.parameter, fact))
+                            self.report(value, definition, base, difference)
+                    for doubt in comparison.doubts:
+                        if ("", doubt.text) not in seen:
+                            seen.add(("", doubt.text))
+                            self.doubt(value, definition, base, doubt)
 
     def provided(self, value: ClassValue, name: str) -> tuple[ClassValue, list[Definition]] | None:
         """Where a class takes a method from; None where a class that is not known may come first."""
@@ -108,14 +108,29 @@ class _Question:
                 return ancestor, found
         return None
 
-    def best(
+    def compared(
         self, bases: Sequence[Definition], definition: Definition, value: ClassValue
+    ) -> Iterator[tuple[Definition, Comparison]]:
+        """The comparisons with what an ancestor defines: with it, and with each of its overloads."""
+        overrides = definition.overloads if definition.is_overload else [definition]
+        if not any(base.is_overload for base in bases):
+            yield self.best(bases, overrides, value, require_annotations=self.require_annotations)
+        for overload in bases[0].overloads if len(bases) == 1 else ():
+            yield self.best([overload], definition.overloads or overrides, value, require_annotations=False)
+
+    def best(
+        self,
+        bases: Sequence[Definition],
+        overrides: Sequence[Definition],
+        value: ClassValue,
+        *,
+        require_annotations: bool,
     ) -> tuple[Definition, Comparison]:
-        """The comparison with whichever definition fits best, where the base's depends on a condition."""
-        required = self.require_annotations
+        """The comparison of those that fit best, where either depends on a condition or on the arguments."""
         results = [
-            (base, self.signatures.compare(base, definition, value, require_annotations=required))
+            (base, self.signatures.compare(base, override, value, require_annotations=require_annotations))
             for base in bases
+            for override in overrides
         ]
         return min(results, key=lambda result: (len(result[1].differences), len(result[1].doubts)))
 

@@ -84,7 +84,10 @@ class Signatures:
     def compare(
         self, base: Definition, override: Definition, subject: ClassValue, *, require_annotations: bool
     ) -> Comparison:
-        """Compare an override with the definition that it overrides, as they meet in the class ``subject``."""
+        """Compare an override with the definition that it overrides, as they meet in the class ``subject``.
+
+        Of overloads the types alone count: what they default is what their implementation does.
+        """
         bound = self._types.bindings(subject, base.owner, self._methods.order(subject))
         bound[SELF] = Named(subject)
         pair = _Pair(self, base, override, bound, require_annotations)
@@ -227,7 +230,8 @@ class _Pair:
             self.differences[-1] = self.differences[-1]._replace(is_unannotated=True)
 
     def default(self, parameter: Parameter, item: Parameter) -> None:
-        if parameter.default is None or item.kind in {REST, NAMED_REST}:
+        of_overload = self.base.is_overload or self.override.is_overload
+        if parameter.default is None or item.kind in {REST, NAMED_REST} or of_overload:
             return
         text = ast.unparse(parameter.default)
         if item.default is None:

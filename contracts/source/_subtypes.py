@@ -95,9 +95,16 @@ class Subtypes:
     def __init__(self, syntax: Syntax, types: Types) -> None:
         self._syntax = syntax
         self._types = types
+        self._known: dict[tuple[Type, Type], Verdict] = {}
 
     def accepts(self, wide: Type, narrow: Type) -> Verdict:
         """Whether every ``narrow`` is a ``wide``."""
+        key = (wide, narrow)
+        if key not in self._known:  # what may not change is compared both ways, at every depth
+            self._known[key] = self._accepts(wide, narrow)
+        return self._known[key]
+
+    def _accepts(self, wide: Type, narrow: Type) -> Verdict:
         if wide == narrow or isinstance(wide, AnyType) or isinstance(narrow, AnyType):
             return True
         if isinstance(narrow, Union):
