@@ -66,7 +66,7 @@ class OutsideFiles:
     def files(self) -> Iterator[SourceFile]:
         """The files, by path; ``module`` is empty."""
         for item in self._found:
-            yield SourceFile(item.path, "", is_package=False)
+            yield SourceFile(item.path, "", is_package=False, size=item.size)
 
 
 def _matches(option: str, pattern: str) -> Iterable[_Found]:

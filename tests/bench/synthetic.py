@@ -12,7 +12,7 @@ from unittest import mock
 
 import grimp
 
-from contracts.source import Cache, Index, _summary
+from contracts.source import Cache, Index, _interpreter
 
 _BASE = """\
 from abc import ABC, abstractmethod
@@ -101,14 +101,14 @@ def growth(folder: Path) -> Growth:
 
 def _search(graph: grimp.ImportGraph) -> tuple[float, int]:
     parsed = 0
-    parse = _summary.parse
+    parse = _interpreter.parse
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal parsed
         parsed += 1
         return parse(*arguments, **options)
 
-    with mock.patch.object(_summary, "parse", counted):
+    with mock.patch.object(_interpreter, "parse", counted):
         started = time.process_time()
         answer = Index(["synthetic"], Cache("cache", [])).subclasses(["synthetic.base.Base"], graph)
         taken = time.process_time() - started
