@@ -25,6 +25,7 @@ _DYNAMIC = re.compile(
     rb"class[ \t\f\\\n]+[\w\x80-\xff]+[ \t\f\\\n]*(?:\[.{,300}?\][ \t\f\\\n]*)?"
     rb"\([^)*(#]*(?:#[^\n]*\n[^)*(#]*)*+[*(]", re.DOTALL
 )
+_ITEM = re.compile(rb"class[ \t]+[\w\x80-\xff]+\([^()\n]*\[[\"']")
 _KIND = re.compile(rb"\n\w+ = type\([\w.]+\)")
 # From the keyword to the end of the statement, which goes on in brackets and behind a backslash.
 _IMPORT = re.compile(
@@ -172,6 +173,8 @@ class Text:
     def has_dynamic_bases(self) -> bool:
         """Whether a base may be starred, made by a call (keyword values count too), or an object's class."""
         if b".__class__" in self.source and any(b".__class__" in header for _, header in self.headers):
+            return True
+        if (b'["' in self.source or b"['" in self.source) and _ITEM.search(self.source):
             return True
         if b" = type(" in self.source and _KIND.search(self.source):
             return True

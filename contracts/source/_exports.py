@@ -193,6 +193,8 @@ class _Reader:
                     raise self._cannot_tell(line, _OUTSIDE.format(outer[0]))
                 if modules and len(modules) == len(owners):
                     return [name for source in sorted(modules) for name in self._all_of(source, seen, line)]
+            case ["y", _]:
+                raise self._cannot_tell(line, "a comprehension")
             case ["x", reason]:
                 raise self._cannot_tell(line, reason)
         raise self._cannot_tell(line, "no display of strings")

@@ -90,11 +90,11 @@ class _Interpreter(Reader):
 
     def body(self, statements: Sequence[ast.stmt], scope: Scope) -> None:
         for statement in statements:
+            if self.walrus_lines and has_between(self.walrus_lines, statement):
+                self.walruses(statement, scope)  # before the blocks of the statement, which see what they bind
             handler = _HANDLERS.get(type(statement))
             if handler is not None:
                 handler(self, statement, scope)
-            if self.walrus_lines and has_between(self.walrus_lines, statement):
-                self.walruses(statement, scope)
 
     def walruses(self, statement: ast.stmt, scope: Scope) -> None:
         for name, value in ast.iter_fields(statement):
@@ -220,6 +220,8 @@ class _Interpreter(Reader):
         if isinstance(node.target, ast.Name):
             old = self.lookup(node.target.id, scope)
             self.set(node.target.id, self.bounded(concatenation(old, self.ref(node.value, scope))), scope)
+        elif isinstance(node.target, ast.Attribute) and node.target.attr == "__bases__":
+            self.bind_attribute(self.ref(node.target.value, scope), "__bases__", self.ref(node.value, scope))
 
     def type_alias(self, node: ast.stmt, scope: Scope) -> None:
         # PEP 695 (`type X = ...`) makes an alias object, which cannot be a base.
@@ -246,6 +248,13 @@ class _Interpreter(Reader):
                 return self.grow(name, ["t", [self.ref(item, scope)]], scope)
             case ast.Call(func=ast.Attribute(value=ast.Name(name), attr="extend" | "update"), args=[items]):
                 return self.grow(name, self.ref(items, scope), scope)
+            case ast.Call(func=ast.Attribute(value=ast.Name(name), attr="update"), args=[]):
+                pairs = [[keyword.arg, self.ref(keyword.value, scope)] for keyword in call.keywords]
+                return self.grow(name, ["h", pairs], scope)
+            case ast.Call(func=ast.Attribute(value=ast.Name(name), attr="setdefault"), args=[key, item]):
+                constant = self.key(key, scope)
+                pair = [constant if isinstance(constant, str | int) else None, self.ref(item, scope)]
+                return self.grow(name, ["h", [pair]], scope)
             case ast.Call(
                 func=ast.Attribute(value=ast.Call(func=ast.Name("globals"), args=[]), attr="update"), args=items
             ):

@@ -32,6 +32,7 @@ _TEXT_METHODS = frozenset(
 )
 _DICT_METHODS = frozenset({"copy", "get", "items", "keys", "pop", "setdefault", "values"})
 _OPAQUE: Ref = ["o"]
+_DEEPEST_DISPLAY = 3  # of displays in displays that are looked into
 
 
 def method(value: Display | Constant | Namespace, name: str) -> Values:
@@ -119,12 +120,22 @@ class KnownCalls:
         if last == "with_metaclass":
             return NOTHING.union(*values[1:])
         given = NOTHING.union(*values, *(self._values(ref) for ref in keywords.values()))
+        given = self._opened(given)
         classes = frozenset(value for value in given if isinstance(value, ClassValue))
         classes |= {value.of for value in given if isinstance(value, Instance)}
         inner: set[Value] = {value for value in given if isinstance(value, Unknown)}
         if classes:
             inner.add(Unknown(f"what {name.removeprefix('builtins.')} returns", classes=classes))
         return frozenset(inner) or frozenset({External(f"{name}()")})
+
+    def _opened(self, values: Values, depth: int = 0) -> Values:
+        """The values, and what the displays among them hold."""
+        found = set(values)
+        for value in values:
+            if isinstance(value, Display) and depth < _DEEPEST_DISPLAY:
+                for item in self._resolver.display_items(value):
+                    found |= self._opened(item, depth + 1)
+        return frozenset(found)
 
     def _keyword(self, name: str, keywords: Mapping[str, Ref]) -> Values:
         return self._values(keywords[name]) if name in keywords else NOTHING
@@ -133,6 +144,8 @@ class KnownCalls:
         """What a builtin gives; None where nothing is known of it."""
         if name in _COPIES and len(arguments) == 1:
             return self._display(["t", [["e", arguments[0]]]])
+        if name in {"next", "max", "min"} and len(arguments) == 1:
+            return self._values(["i", arguments[0], None])
         if name == "enumerate" and arguments:
             return self._display(["t", [["t", [_OPAQUE, ["i", arguments[0], None]]]]])
         if name == "zip" and arguments:

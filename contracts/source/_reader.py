@@ -130,6 +130,8 @@ class Reader:
     def bind_attribute(self, owner: Ref, name: str, value: Ref) -> None:
         """Assign to ``owner.name``."""
         match owner:
+            case ["c", key] if name == "__bases__":
+                self.summary.classes[key].bases.append(["e", value])  # beside the old ones: when is not told
             case ["c", key]:
                 self.summary.classes[key].attributes[name] = value
             case ["m" | "f" | "a" | "s" | "g", *_] if value[0] not in {"o", "v", "p", "k", "x", "b"}:
@@ -235,7 +237,7 @@ class Reader:
             case ast.Lambda():
                 return ["d", self.new_function("<lambda>", node, scope)]
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp():
-                return ["x", "a comprehension"]
+                return self._comprehension(node, scope)
             case ast.Await() | ast.Yield() | ast.YieldFrom():
                 return ["x", "an awaited or yielded value"]
             case _:
@@ -265,6 +267,21 @@ class Reader:
             found = piece if found is None else ["+", found, piece]
         return found if found is not None else OPAQUE
 
+    def _comprehension(
+        self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp, scope: Scope
+    ) -> Ref:
+        """A display of what the comprehension may hold, whatever its conditions say."""
+        outside = scope.env
+        scope.env = dict(outside)
+        for generator in node.generators:
+            self.bind(generator.target, ["i", self.ref(generator.iter, scope), None], scope)
+        if isinstance(node, ast.DictComp):
+            found: Ref = ["h", [[None, self.ref(node.value, scope)]]]
+        else:
+            found = ["y", self.ref(node.elt, scope)]
+        scope.env = outside
+        return found
+
     def _dict_item(self, key: ast.expr | None, value: ast.expr, scope: Scope) -> list[Any]:
         if key is None:
             return [None, ["i", self.ref(value, scope), None]]
@@ -286,19 +303,24 @@ class Reader:
         function = last_name(node.func)
         keywords = {k.arg: k.value for k in node.keywords}
         bases: ast.expr | None
+        maker: Ref | None = None
         if function == "type" and isinstance(node.func, ast.Name) and len(node.args) == 3:
             bases = node.args[1]
         elif function == "new_class" and node.args:
             bases = node.args[1] if len(node.args) > 1 else keywords.get("bases")
         elif function == "make_dataclass" and node.args and "bases" in keywords:
             bases = keywords["bases"]
+        elif len(node.args) == 3 and isinstance(node.args[1], ast.Tuple) and isinstance(node.args[2], ast.Dict):
+            bases = node.args[1]  # if the function is a metaclass
+            maker = self.ref(node.func, scope)
         else:
             return None
         if scope.typing_only:
             return OPAQUE
         title = node.args[0]
         called = title.value if isinstance(title, ast.Constant) and isinstance(title.value, str) else name
-        refs: list[Ref] = [["e", self.ref(bases, scope)]] if bases is not None else []
+        held = self.ref(bases, scope) if bases is not None else ["t", []]
+        refs: list[Ref] = [["e", held if maker is None else ["@", maker, held]]]
         return ["c", self.new_class(called or "<dynamic>", refs, scope, node.lineno, node.col_offset + 1)]
 
     # Definitions

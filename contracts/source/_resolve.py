@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _MAX_FRAME = 12  # bound parameters that a call carries; enough for factories of factories
+_NOT_SHOWN = Unknown("an item of a dict that its display does not hold")
 _MAX_DEPTH = 90  # of names that lead to names; only a runaway definition goes deeper
 
 
@@ -78,6 +79,7 @@ class Resolver:
         self._open: dict[Any, int] = {}
         self._lowest = sys.maxsize
         self._displays: dict[int, Ref] = {}
+        self._reading: set[tuple[int, str, Frame]] = set()
         self._exported: dict[str, frozenset[str] | None] = {}
         self._patches: dict[tuple[str, str], set[Value]] = {}
 
@@ -106,6 +108,9 @@ class Resolver:
                 result += [self._as_base(item) for item in self.items(base[1], value.module, value.frame)]
             else:
                 result.append(self._as_base(self.values(base, value.module, value.frame)))
+        for assigned in self._patched(f"{value.module}:{value.key}", "__bases__"):
+            if isinstance(assigned, Display):
+                result += [self._as_base(item) for item in self.display_items(assigned)]
         return result
 
     def _as_base(self, values: Values) -> Values:
@@ -113,7 +118,7 @@ class Resolver:
         found: set[Value] = set()
         for value in values:
             if isinstance(value, Instance):
-                if self.attribute(value.of, "__mro_entries__"):
+                if self._class_attribute(value.of, "__mro_entries__"):
                     found.add(Unknown("an object with __mro_entries__", frozenset({value.of.module})))
             elif not isinstance(value, Display | Constant | Namespace | Method):
                 found.add(value)
@@ -239,7 +244,7 @@ class Resolver:
             items = self.items(ref, module, ()) if ref is not None else []
             values = [value for options in items for value in options]
             names = frozenset(str(value.value) for value in values if isinstance(value, Constant))
-            is_told = ref is not None and all(isinstance(value, Constant) for value in values)
+            is_told = ref is not None and ref[0] != "y" and all(isinstance(value, Constant) for value in values)
             self._exported[module] = names if is_told else None
         return self._exported[module]
 
@@ -279,7 +284,8 @@ class Resolver:
             return NOTHING  # what only names itself is nothing
         depth = len(self._open)
         if depth > _MAX_DEPTH:
-            return frozenset({Unknown("names that lead to names without end", frozenset({str(key[-2])}))})
+            module = key[0] if isinstance(key[0], str) else key[1]
+            return frozenset({Unknown("names that lead to names without end", frozenset({module}))})
         outer, self._lowest = self._lowest, sys.maxsize
         self._open[key] = depth
         try:
@@ -298,7 +304,7 @@ class Resolver:
             case ["f", source, name]:
                 return self.export(source, name)
             case ["a", inner, name]:
-                return _each(self.values(inner, module, frame), lambda v: self.attribute(v, name))
+                return _each(self.values(inner, module, frame), lambda v: self._some_attribute(v, name))
             case ["g", name]:
                 return self._global(module, name)
             case ["c", key]:
@@ -312,7 +318,8 @@ class Resolver:
                 return self._starred(star, name, otherwise, module, frame)
             case ["s", inner, key]:
                 keys = self.values(key, module, frame) if isinstance(key, list) else key
-                return _each(self.values(inner, module, frame), lambda v: self._at(v, keys))
+                found = _each(self.values(inner, module, frame), lambda v: self._at(v, keys))
+                return frozenset(v for v in found if not _is_not_shown(v)) or found
             case ["i", inner, position]:
                 return NOTHING.union(*(_at_place(each, position) for each in self._sequences(inner, module, frame)))
             case ["k", function, arguments, keywords]:
@@ -323,7 +330,7 @@ class Resolver:
                 return self._parameter(key, name, known, module, frame)
             case ["+", left, right]:
                 return self._joined(ref, left, right, module, frame)
-            case ["t" | "h" | "l", *_]:
+            case ["t" | "h" | "l" | "y", *_]:
                 return self.display(ref, module, frame)
             case ["v", value]:
                 return frozenset({Constant(value)})
@@ -372,7 +379,17 @@ class Resolver:
         return self._displays[value.ref]
 
     def items(self, ref: Ref, module: str, frame: Frame) -> list[Values]:
-        """The elements of a sequence, each with its possible values."""
+        """The elements of a sequence, each with its possible values; none of one that holds itself."""
+        key = (id(ref), module, frame)
+        if key in self._reading:
+            return []
+        self._reading.add(key)
+        try:
+            return self._items(ref, module, frame)
+        finally:
+            self._reading.discard(key)
+
+    def _items(self, ref: Ref, module: str, frame: Frame) -> list[Values]:
         match ref:
             case ["t", elements]:
                 result: list[Values] = []
@@ -384,16 +401,21 @@ class Resolver:
                 return result
             case ["h", pairs]:
                 return [frozenset({Constant(key)}) if isinstance(key, str | int) else NOTHING for key, _ in pairs]
+            case ["y", item]:
+                return [self.values(item, module, frame)]
             case ["l", inner, first, behind]:
                 found = self.items(inner, module, frame)
                 return found[first : len(found) - behind]
             case ["+", left, right]:
                 return self.items(left, module, frame) + self.items(right, module, frame)
+            case ["@", maker, inner]:
+                made = any(self._is_metaclass(value) for value in self.values(maker, module, frame))
+                return self.items(inner, module, frame) if made else []
         return [item for each in self._sequences(ref, module, frame) for item in each]
 
     def _sequences(self, ref: Ref, module: str, frame: Frame) -> list[list[Values]]:
         """The elements of each sequence that a ref may stand for."""
-        if ref[0] in {"t", "h", "l", "+"}:
+        if ref[0] in {"t", "h", "l", "y", "+"}:
             return [self.items(ref, module, frame)]
         found: list[list[Values]] = []
         for value in self.values(ref, module, frame):
@@ -406,6 +428,13 @@ class Resolver:
             elif not isinstance(value, Constant):
                 found.append([frozenset({Unknown("a sequence not written as a display", frozenset({module}))})])
         return found
+
+    def _is_metaclass(self, value: Value) -> bool:
+        if isinstance(value, External):
+            return value.name.endswith(("Meta", "type"))
+        return isinstance(value, ClassValue) and any(
+            self._is_metaclass(option) for options in self.bases(value) for option in options if option != value
+        )
 
     def _global(self, module: str, name: str) -> Values:
         summary = self._summary(module)
@@ -452,7 +481,19 @@ class Resolver:
             case _:
                 return NOTHING
 
+    def _some_attribute(self, value: Value, name: str) -> Values:
+        """What ``value.name`` may be, where code says that there is such an attribute."""
+        found = self.attribute(value, name)
+        of = value.of if isinstance(value, Instance) else value
+        if found or not isinstance(of, ClassValue):
+            return found
+        what = of.key.partition("@")[0]
+        return frozenset({Unknown(f"an attribute that the body of {what} does not bind", frozenset({of.module}))})
+
     def _class_attribute(self, value: ClassValue, name: str) -> Values:
+        return self._once((value.module, value, name), None, lambda: self._found_attribute(value, name))
+
+    def _found_attribute(self, value: ClassValue, name: str) -> Values:
         record = self.record(value)
         found = self._patched(f"{value.module}:{value.key}", name)
         if name in record.attributes:
@@ -475,7 +516,8 @@ class Resolver:
         """What ``value[key]`` may be for any of these keys."""
         if not all(isinstance(key, Constant) for key in keys):
             return self.subscript(value, None)
-        return _each(keys, lambda key: self.subscript(value, key.value if isinstance(key, Constant) else None))
+        found = _each(keys, lambda key: self.subscript(value, key.value if isinstance(key, Constant) else None))
+        return frozenset(value for value in found if not _is_not_shown(value))
 
     def subscript(self, value: Value, key: str | int | None) -> Values:
         """What ``value[key]`` is; of a class, the class."""
@@ -491,7 +533,12 @@ class Resolver:
         ref = self._displays[value.ref]
         if ref[0] == "h":
             chosen = [item for name, item in ref[1] if key is None or name is None or name == key]
+            if key is not None and not chosen:
+                return frozenset({_NOT_SHOWN._replace(modules=frozenset({value.module}))})
             return NOTHING.union(*(self.values(item, value.module, value.frame) for item in chosen))
+        if ref[0] == "+" and isinstance(key, str):
+            sides = [self.values(side, value.module, value.frame) for side in ref[1:]]
+            return NOTHING.union(*(_each(side, lambda v: self.subscript(v, key)) for side in sides))
         return _at_place(self.items(ref, value.module, value.frame), key)
 
     def _parameter(self, key: str, name: str, known: Ref | None, module: str, frame: Frame) -> Values:
@@ -582,3 +629,7 @@ def _at_place(items: list[Values], place: str | int | None) -> Values:
     if isinstance(place, int) and -len(items) <= place < len(items):
         return items[place]
     return NOTHING.union(*items)
+
+
+def _is_not_shown(value: Value) -> bool:
+    return isinstance(value, Unknown) and value.reason == _NOT_SHOWN.reason

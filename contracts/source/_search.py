@@ -103,7 +103,7 @@ class Search:
     @cached_property
     def reaching(self) -> AbstractSet[str]:
         """The modules that can reach the classes asked about, by whatever name."""
-        found = {*self._survey.roaming}
+        found = {*self._survey.roaming, *self._survey.injecting}
         for target in self.targets:
             found.add(target.module)
             if target.module in self._in_graph:
@@ -219,6 +219,8 @@ class Search:
                 if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
                     self._chains = {of: chain for of, chain in self._chains.items() if chain is not None}
                     self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
+                    if name == "__bases__" and isinstance(value, ClassValue):
+                        self._judge(value)
         if summary.strings is not None and any(self._renames(module, summary, token) for token in tokens):
             for string in summary.strings:
                 if string.isidentifier() and string not in tokens:
@@ -285,10 +287,10 @@ class Search:
         owner, _, _ = callee.partition(b".")
         name = callee.rpartition(b".")[2]
         text = self._survey.text(module)
-        if owner == name and b"def " + name in text.source:
-            return text.creates_locally
-        if not owner:
-            return False  # a method of some object
+        if b"def " + name in text.source and text.creates_locally:
+            return True
+        if not owner or (owner == name and b"def " + name in text.source):
+            return False  # a method of some object, or a function that creates none
         if callee == b"?":
             return text.creates_locally or bool(text.imports)
         package = module if self._files[module].is_package else module.rpartition(".")[0]
@@ -392,7 +394,7 @@ def _own_name(value: ClassValue) -> bytes:
 
 def _is_dynamic(ref: Ref | list[Ref]) -> bool:
     if isinstance(ref, list):
-        return (bool(ref) and (ref[0] in _DYNAMIC_REFS if isinstance(ref[0], str) else False)) or any(
-            _is_dynamic(item) for item in ref
-        )
+        if ref and isinstance(ref[0], str) and (ref[0] in _DYNAMIC_REFS or (ref[0] == "s" and isinstance(ref[2], str))):
+            return True
+        return any(_is_dynamic(item) for item in ref)
     return ref == "__class__"

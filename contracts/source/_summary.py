@@ -16,8 +16,10 @@ Refs are lists, tagged by their first item:
 ``["i", ref, n|None]``    n-th element of a sequence, from its end if negative; None, any of them
 ``["l", ref, n, m]``      the elements of a sequence without the first n and the last m
 ``["k", ref, [ref], {}]`` call
+``["@", ref, ref]``       the second, a sequence of bases, if the first is a metaclass
 ``["w", ref]``            what ``with ref as`` binds
 ``["?", ref, ref]``       in a ``__getattr__``: the second, for the names in the first
+``["y", ref]``            a sequence of any number of elements, each of which is ref
 ``["t", [ref]]``          tuple, list or set display; an element ``["e", ref]`` is starred
 ``["+", ref, ref]``       concatenation
 ``["h", [[key, ref]]]``   dict display; key None where it is no constant

@@ -77,7 +77,7 @@ class Survey:
     @cached_property
     def injecting(self) -> frozenset[str]:
         """The modules that may bind names of their own in a way that reading cannot follow."""
-        found = [module for module, _ in self._holding(b"\nexec(")]
+        found = [module for module, source in self._holding(b"exec(") if b"\nexec(" in b"\n" + source]
         found += [
             module
             for module, source in self._sources

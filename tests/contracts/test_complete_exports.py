@@ -258,14 +258,14 @@ def test_a_class_that_may_be_a_subclass(good):
                 from pkg.base import Base
 
 
-                class Doubtful(*[b for b in (Base,)]):
+                class Doubtful(*eval('(Base,)')):
                     pass
                 """,
         }
     )
     doubt = (
         "pkg/good/doubtful.py:4:7 Doubtful may be a Base, which its package exports: one of its bases comes "
-        "from a comprehension, which reading cannot follow. Write that base out, or add "
+        "from eval(), which reading cannot follow. Write that base out, or add "
         "pkg.good.doubtful.Doubtful to ignore_definitions"
     )
     assert tuple(good.lint()) == kept(warnings=[doubt])

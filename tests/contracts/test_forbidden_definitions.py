@@ -172,8 +172,8 @@ def test_undecided_classes(small):
     small.write({**DOUBTFUL, "pkg/good/doubtful.py": DOUBTFUL["pkg/doubtful.py"]})
     small.configure([small_contract()])
     line = (
-        "pkg/doubtful.py:100:7 Doubtful may be a Base, of which pkg.* may define none: one of its bases comes from a "
-        "comprehension, which reading cannot follow. Write that base out, or add pkg.doubtful.Doubtful to "
+        "pkg/doubtful.py:100:7 Doubtful may be a Base, of which pkg.* may define none: one of its bases comes from "
+        "eval(), which reading cannot follow. Write that base out, or add pkg.doubtful.Doubtful to "
         "ignore_definitions"
     )
     assert tuple(small.lint()) == (0, report(kept=["Rule"], warnings={"Rule": [line]}))

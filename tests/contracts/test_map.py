@@ -20,7 +20,7 @@ def world(small) -> Project:
     small.write({
         "pkg/old.py": CLASS.format(name="Old"),
         "pkg/half.py": "from pkg.base import Base\n\n\nclass Half(Base): ...\n",
-        "pkg/open.py": CLASS.format(name="Open").replace("(Base)", "(*[b for b in (Base,)])"),
+        "pkg/open.py": CLASS.format(name="Open").replace("(Base)", "(*eval('(Base,)'))"),
     })  # fmt: skip
     small.contract(
         name="Fine <code> & more",

@@ -16,7 +16,7 @@ DEEP = "pkg/a_rather_long_folder_name/another_rather_long_folder_name/and_a_long
 MODULE = DEEP.replace("/", ".")
 FINDING = f"{DEEP}.py:4:7 Bad is a Base and lives in {MODULE}: it belongs in pkg.good"
 DOUBT = (
-    f"{DEEP}.py:100:7 Open may be a Base, which belongs in pkg.good: one of its bases comes from a comprehension, "
+    f"{DEEP}.py:100:7 Open may be a Base, which belongs in pkg.good: one of its bases comes from eval(), "
     f"which reading cannot follow. Write that base out, or add {MODULE}.Open to ignore_definitions"
 )
 GUIDANCE = "Move the class [/x] to [bold]pkg/good/[/bold] :100: " + " ".join(["and so on"] * 20)
@@ -29,7 +29,7 @@ def wide(small) -> Project:
     *folders, _ = DEEP.split("/")
     packages = ["/".join([*folders[:n], "__init__.py"]) for n in range(1, len(folders) + 1)]
     source = "from pkg.base import Base\n\n\nclass Bad(Base):\n    def run(self): ...\n"
-    source += "\n" * 94 + "class Open(*[base for base in (Base,)]):\n    def run(self): ...\n"
+    source += "\n" * 94 + "class Open(*eval('(Base,)')):\n    def run(self): ...\n"
     small.write({"pkg/bad.py": "", **dict.fromkeys(packages, ""), f"{DEEP}.py": source})
     rule = {"type": "placement", "base_classes": ["pkg.base.Base"], "allowed_modules": ["pkg.good"]}
     small.configure([{**rule, "broken_contract_guidance": GUIDANCE}])

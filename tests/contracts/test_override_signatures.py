@@ -148,7 +148,7 @@ def test_findings_stand_where_the_fixture_says(moe):
 
 def test_one_whole_report(small):
     """A report as it is printed."""
-    small.write({"pkg/maybe.py": "from pkg.base import Base\n\n\nclass Maybe(*[Base for _ in '1']):\n    pass\n"})
+    small.write({"pkg/maybe.py": "from pkg.base import Base\n\n\nclass Maybe(*eval('(Base,)')):\n    pass\n"})
     configure(small, broken_contract_guidance="Callers hold the base.")
     text = """
         ---------
@@ -169,8 +169,8 @@ def test_one_whole_report(small):
         Rule
         ----
 
-        - pkg/maybe.py:4:7 Maybe may be a Base, and then its methods must fit: one of its bases comes from a \
-comprehension, which reading cannot follow. Write that base out, or add pkg.maybe.Maybe to ignore_definitions
+        - pkg/maybe.py:4:7 Maybe may be a Base, and then its methods must fit: one of its bases comes from \
+eval(), which reading cannot follow. Write that base out, or add pkg.maybe.Maybe to ignore_definitions
 
 
         ----------------

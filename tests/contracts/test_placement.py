@@ -17,11 +17,11 @@ DOUBTFUL = {
     "pkg/bad.py": "",
     "pkg/doubtful.py": "from pkg.base import Base\n"
     + "\n" * 98
-    + "class Doubtful(*[base for base in (Base,)]):\n    def run(self): ...\n",
+    + "class Doubtful(*eval('(Base,)')):\n    def run(self): ...\n",
 }
 DOUBT = (
-    "pkg/doubtful.py:100:7 Doubtful may be a Base, which belongs in pkg.good: one of its bases comes from a "
-    "comprehension, which reading cannot follow. Write that base out, or add pkg.doubtful.Doubtful to "
+    "pkg/doubtful.py:100:7 Doubtful may be a Base, which belongs in pkg.good: one of its bases comes from "
+    "eval(), which reading cannot follow. Write that base out, or add pkg.doubtful.Doubtful to "
     "ignore_definitions"
 )
 
