@@ -229,7 +229,7 @@ class TestIgnoreDefinitions:
         small.configure([small_contract(ignore_definitions="pkg.bad.Bad")])
         assert tuple(small.lint()) == (0, report(kept=["Rule (1 ignored)"]))
 
-    @pytest.mark.parametrize("name", ["pkg.bad.Bod", "pkg.good.fine.Fine", "Bad", "pkg.bad", "pkg.bad.*", "[/x] b:100:"])
+    @pytest.mark.parametrize("name", ["pkg.bad.Bod", "pkg.good.fine.Fine", "Bad", "pkg.bad", "pkg.bad.*", "[/x] :100:"])
     def test_an_entry_that_matches_nothing_is_an_error(self, small, name):
         """A misspelt entry, one for a class that lives where it should, and a pattern, which is no name."""
         small.configure([small_contract(ignore_definitions=[name])])
