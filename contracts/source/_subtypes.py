@@ -27,6 +27,8 @@ Verdict = bool | None
 _STANDARD = frozenset(
     {"builtins", "collections", "collections.abc", "contextlib", "enum", "pathlib", "types"}
 )
+# Where there are classes and aliases for which others pass; builtins are told apart one by one.
+_WITH_PROTOCOLS = frozenset("abc builtins collections contextlib importlib io numbers os types typing".split())
 _PROMOTED = {
     "builtins.int": ("builtins.float", "builtins.complex"),
     "builtins.float": ("builtins.complex",),
@@ -188,13 +190,15 @@ class Subtypes:
             return self._descends(wide, narrow)
         if isinstance(wide, ClassValue):
             # A class from elsewhere does not descend from one of the tree; it may fit a protocol.
-            return None if self._is_protocol(wide) or not _is_known(narrow) else False
+            return None if self._is_protocol(wide) or not (_is_known(narrow) or _is_plain(narrow)) else False
         if wide in _PROMOTED.get(narrow, ()) or wide in _TORCH.get(narrow, ()):
             return True
         if narrow == "typing.LiteralString":
             return self._nominal(wide, "builtins.str")
         if narrow == NONE.name and wide == "collections.abc.Hashable":
             return True
+        if (_is_plain(wide) and _is_simple(narrow)) or (wide == NONE.name and _is_plain(narrow)):
+            return False
         if not _is_known(wide) or not _is_known(narrow) or (_is_structural(wide) and narrow in _TORCH):
             return None
         above, below = _standard(wide), _standard(narrow)
@@ -219,7 +223,7 @@ class Subtypes:
         if True in verdicts:
             return True
         # What is from outside and not known may be a protocol, or an alias of much.
-        return None if None in verdicts or _is_structural(wide) or not _is_known(wide) else False
+        return None if None in verdicts or not (_is_known(wide) or _is_plain(wide)) or _is_structural(wide) else False
 
     def _is_protocol(self, value: ClassValue) -> bool:
         return any(
@@ -285,6 +289,17 @@ def _is_exported(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     package, _, name = shorter.partition(".")
     return "." not in name and longer.startswith(f"{package}.") and longer.endswith(f".{name}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a class is one of the standard library for which nothing passes that is not derived from it."""
+    top = name.partition(".")[0]
+    return top in sys.stdlib_module_names and top not in _WITH_PROTOCOLS
+
+
+def _is_simple(name: str) -> bool:
+    """Whether a class is derived from no other but built-in ones."""
+    return name == NONE.name or name.startswith("builtins.") or name in _TORCH
 
 
 def _is_structural(name: str) -> bool:

@@ -17,7 +17,7 @@ from contracts.source._tree import SourceFile
 from tests.contracts.projects import Project, refused, report
 
 _BASES = {
-    "annotations": ["Base", "GenericBase"],
+    "annotations": ["Base", "GenericBase", "StandardBase"],
     "decorators": ["Base"],
     "defaults": ["Base"],
     "inheritance": ["Base"],
