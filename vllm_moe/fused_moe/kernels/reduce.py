@@ -55,7 +55,7 @@ def combine_rows_torch(
     starts = ends - numbers
     sources = slots[taken].long()
     weights = None if topk_weights is None else topk_weights[taken].float()
-    # The CPU's embedding_bag adds up in float32 and rounds once, whatever the rows are.
+    # The CPU's embedding_bag adds up in float32 and rounds once, whatever the rows are (exact halves not to even).
     rounded_once = rows.dtype is torch.float32 or rows.dtype is output.dtype is torch.bfloat16
     if rows.device.type == "cpu" and rounded_once and rows.stride(1) == 1:
         if weights is not None and rows.dtype is torch.bfloat16:
