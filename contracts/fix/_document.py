@@ -151,6 +151,10 @@ class Document:
         Raises:
             CouldNotError: two edits meet, or the file's encoding cannot hold the result.
         """
+        if self.encode(self.text) != self.file.content:
+            raise CouldNotError(
+                f"{self.path}:1 is encoded in a way that is not kept ({self.encoding}). Save it as UTF-8."
+            )
         return self.encode(apply(self.text, self.edits, self.path))
 
     def encode(self, text: str) -> bytes:

@@ -216,6 +216,10 @@ class Rewriter(Reader):
         span = self.document.span(node)
         if shift is not None:
             span = shift + node.col_offset, shift + (node.end_col_offset or 0)
+        if re.sub(r"[\s\\]", "", self.document.text[slice(*span)]) != ast.unparse(node):
+            # Before Python 3.12, places in f-strings are rough.
+            self.leave(node, f"names {old}, which is now {new}")
+            return
         is_module = old in self.moves.modules
         statements = self._binders(root.id, scope, old)
         plain = [s for s in statements if isinstance(s, ast.Import) and bound == root.id]

@@ -23,6 +23,9 @@ from contracts.source._outside import SUFFIXES
 from contracts.source._references import Wanted
 from contracts.source._tree import SourceFile
 
+# An import of a name that is known from its start only.
+_COMPUTED = re.compile(rb"(?:import_module|__import__)\(\s*f?[\"']([\w.]*)(?:\{|[\"']\s*[+%])")
+
 
 class CycleError(CouldNotError):
     """The changes would make modules import each other in a circle: ``cycle``, the first module again at its end."""
@@ -222,12 +225,23 @@ class Workspace:
             content = self.changes.written.get(path)
             if content is None:
                 content = _content(contents.get(sources.get(path, path)), path)
+            shown = self.changes.show(path)
+            for match in _COMPUTED.finditer(content):
+                start = match[1].decode(errors="replace")
+                meant = sorted(old for old in self.moves.modules if start and old.startswith(start))
+                if meant:
+                    line = content.count(b"\n", 0, match.start()) + 1
+                    known.add((shown, line))
+                    yield Open(
+                        shown,
+                        line,
+                        f"imports a computed name, which may be {meant[0]}: it is now {self.moves.new(meant[0])}",
+                    )
             for last, pattern, old, new in ((p[0], p[1], p[2], self.moves.new(p[2])) for p in patterns):
                 if last not in content:
                     continue
                 for match in pattern.finditer(content):
                     line = content.count(b"\n", 0, match.start()) + 1
-                    shown = self.changes.show(path)
                     if (shown, line) not in known:
                         known.add((shown, line))
                         yield Open(shown, line, f"says {match[0].decode(errors='replace')}: {old} is now {new}")

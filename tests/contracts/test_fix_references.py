@@ -133,6 +133,10 @@ CASES = {
         'with mock.patch("pkg.backends.slow.SlowBackend.size", 1), mock.patch("pkg.backends.fast.SIZE", 2):\n    pass\n'
         "entry = 'pkg.backends.slow:SlowBackend'\n",
     ),
+    "f-string": (
+        "import pkg.fast_backend\n\nassert f'{pkg.fast_backend.SIZE}' == '8'\n",
+        "import pkg.backends.fast\n\nassert f'{pkg.backends.fast.SIZE}' == '8'\n",
+    ),
     "star": (
         "from pkg.fast_backend import *\n\nassert FastBackend.size == SIZE\n",
         "from pkg.backends.fast import *\n\nassert FastBackend.size == SIZE\n",
@@ -207,3 +211,33 @@ def test_keeps_bytes_that_are_no_reference(repository):
     assert (folder / "b.py").read_bytes() == latin.replace(b"pkg.many", b"pkg.backends.slow")
     assert (folder / "c.py").read_bytes() == other
     repository.python("import a, b, c")
+
+
+def test_lists_what_reading_cannot_decide(repository):
+    """Each use with its line, once, and what is no use at all but names the old path."""
+    repository.write(
+        {
+            "use.py": """\
+                import importlib
+
+                from pkg import many
+
+                getattr(many, "SlowBackend")
+                name = "fast"
+                importlib.import_module(f"pkg.{name}_backend")
+                module = importlib.import_module("pkg.many")
+                module.SlowBackend  # of pkg.many.SlowBackend
+                """,
+            "pkg/fast_backend.py": "from pkg.base import Backend\n\n\nclass FastBackend(Backend):\n    at = __file__\n",
+            "notes.txt": "See pkg/fast_backend.py.\n",
+        }
+    )
+    repository.commit()
+    said = repository.apply().partition("Left as they are, for you to look at (5):\n")[2].splitlines()[:5]
+    assert said == [
+        "notes.txt:1 says pkg/fast_backend.py: pkg.fast_backend is now pkg.backends.fast",
+        "pkg/fast_backend.py:5 uses __file__, which is another one in the new place",
+        "use.py:5 names pkg.many.SlowBackend, which is now pkg.backends.slow.SlowBackend",
+        "use.py:7 imports a computed name, which may be pkg.fast_backend: it is now pkg.backends.fast",
+        "use.py:9 names pkg.many.SlowBackend, which is now pkg.backends.slow.SlowBackend, through module",
+    ]
