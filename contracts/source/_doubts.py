@@ -88,7 +88,10 @@ class Doubts:
         """The modules that may call the function with one of our classes: those that can name one, and its own."""
         module, _, rest = parameter.partition(":")
         names = self._names(module, rest.rpartition(":")[0])
-        yield module
+        own = self._index.survey.text(module)
+        # A lambda and a special method are called without their names; any other is named where it is called, too.
+        if any(name.startswith((b"<", b"__")) or len([*own.occurrences(name)]) > 1 for name in names):
+            yield module
         for other in self._search.carriers:
             if other != module and any(self._index.survey.names(other, name) for name in names):
                 yield other
