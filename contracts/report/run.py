@@ -120,8 +120,11 @@ def _verdict(
             items.append(Item("finding", *finding))
         else:
             items.append(Item("finding", configuration.path, line, 0, finding.name, finding.message))
+    undecided = {str(finding): finding for finding in check.metadata.get("undecided", ())}
     for kind, texts in (("problem", check.metadata.get("problems", ())), ("warning", _warnings(check))):
-        items += [_item(kind, text, configuration, number) for text in texts]
+        for text in texts:
+            known = undecided.get(text)
+            items.append(Item(kind, *known) if known else _item(kind, text, configuration, number))
     options: dict[str, Any] = contract.contract_options
     return Verdict(
         id=identify(options),

@@ -236,7 +236,7 @@ def test_warnings_problems_and_ignored_in_json(doubtful):
     place = {"column": None, "name": None}
     assert contract["problems"] == [{"path": ".importlinter", "line": line, "message": STALE, **place}]
     assert contract["warnings"] == [
-        {"path": "pkg/open.py", "line": 4, "column": 7, "name": None, "message": DOUBT},
+        {"path": "pkg/open.py", "line": 4, "column": 7, "name": "pkg.open.Open", "message": DOUBT},
     ]
     assert (contract["name"], contract["status"], contract["ignored"]) == ("Rule", "broken", 1)
     assert (content["exit_code"], content["broken"]) == (2, 1)
