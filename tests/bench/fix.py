@@ -237,7 +237,8 @@ def main() -> None:
         checks = _check(tree, cache, preset)
         comparison = Comparison(options.before, tree, options.after)
         comparison.run()
-    python = f"CPython {platform.python_version()}, {os.cpu_count()} cores, {options.runs} runs"
+    runs = f"{options.runs} run{'s' * (options.runs != 1)}"
+    python = f"CPython {platform.python_version()}, {os.cpu_count()} cores, {runs}"
     lines += [f"`python -m tests.bench.fix` ({python}):", "", "| seconds, each run | wall | CPU |", "|---|---|---|"]
     for name, times in (
         ("`fix --diff`, no cache", cold),
@@ -247,7 +248,17 @@ def main() -> None:
         if times:
             walls, cpus = zip(*times, strict=True)
             lines.append(f"| {name} | {_seconds(walls)} | {_seconds(cpus)} |")
-    lines += ["", "| after the moves | |", "|---|---|", *checks, "", "| against the release | |", "|---|---|"]
+    lines += [
+        "",
+        "On a machine that does other things, too, compare CPU seconds.",
+        "",
+        "| after the moves | |",
+        "|---|---|",
+        *checks,
+        "",
+        "| against the release | |",
+        "|---|---|",
+    ]
     lines += [*comparison.lines, "", f"Differences without a reason: {comparison.unexplained}.", ""]
     report = "\n".join(lines)
     sys.stdout.write(report)
