@@ -1,8 +1,4 @@
-"""What the fixture of ``unmutated_inputs`` says about itself, and what running it says.
-
-``python -m tests.contracts.mutation`` prints precision and recall of reading, compared with running, and each case in
-which they differ.
-"""
+"""What the fixture of ``unmutated_inputs`` says about itself, and what running it says."""
 
 from __future__ import annotations
 
@@ -11,9 +7,7 @@ import contextlib
 import importlib
 import inspect
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,8 +15,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-
-from tests.contracts.projects import Project
 
 FIXTURE = Path(__file__).parent / "fixtures" / "unmutated_inputs"
 MODULES = ("statements", "views", "control", "containers", "calls")
@@ -80,6 +72,7 @@ class Measured(NamedTuple):
 
     cases: int
     clean: int
+    parameters: int
     right: set[tuple[str, str]]
     false: set[tuple[str, str]]
     missed: set[tuple[str, str]]
@@ -100,7 +93,8 @@ def measure(found: set[Write]) -> Measured:
     done = {(name, parameter) for name, case in cases().items() for parameter in written(case)}
     said = {(write.case, write.parameter) for write in found}
     clean = len(cases().keys() - {case for case, _ in done})
-    return Measured(len(cases()), clean, said & done, said - done, done - said)
+    parameters = sum(len(inspect.signature(case.apply).parameters) - 1 for case in cases().values())
+    return Measured(len(cases()), clean, parameters, said & done, said - done, done - said)
 
 
 @contextlib.contextmanager
@@ -199,22 +193,3 @@ def _run(kernel, given) -> None:
     for hook in result if isinstance(result, tuple) else [result]:
         if callable(hook) and not isinstance(hook, torch.Tensor):
             hook()
-
-
-def main() -> None:
-    """Lint a copy of the fixture, run its cases, and print how the two agree."""
-    with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder))
-        shutil.copytree(FIXTURE, folder, dirs_exist_ok=True)
-        options = {"base_classes": ["moe.base.Kernel"], "methods": ["apply"], "writable": ["apply.output"]}
-        project.configure([{"type": "unmutated_inputs", **options}], roots=["moe"])
-        measured = measure(reported(project.lint("--no-cache").text))
-    print(f"{measured.cases} functions run, of which {measured.clean} write into none of their inputs")
-    print(f"{len(measured.right)} parameters reported that are written into")
-    print(f"precision {measured.precision:.3f}, recall {measured.recall:.3f}")
-    for name, found in (("reported, and not written into", measured.false), ("missed", measured.missed)):
-        print(f"{name}:", ", ".join(f"{case}.{parameter}" for case, parameter in sorted(found)) or "none")
-
-
-if __name__ == "__main__":
-    main()

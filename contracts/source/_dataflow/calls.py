@@ -23,8 +23,10 @@ from contracts.source._dataflow.values import (
     Partial,
     Routine,
     State,
+    Text,
     Trail,
     Value,
+    either,
     join,
     value,
 )
@@ -46,7 +48,7 @@ class Calls(Objects, abc.ABC):
         """What a function of the tree returns for these arguments."""
 
     @abc.abstractmethod
-    def write(self, item: Item, trail: Trail, node: ast.AST, text: str) -> None:
+    def write(self, item: Item, trail: Trail, node: ast.AST, text: Text) -> None:
         """Note that an operation writes into an item."""
 
     @abc.abstractmethod
@@ -74,7 +76,7 @@ class Calls(Objects, abc.ABC):
             results.append(self.apply(item, trail, arguments, node, branch))
             ends.append(branch)
         self.continue_as(state, ends)
-        return join(*results)
+        return either(*results)
 
     @abc.abstractmethod
     def outside(self, name: str, arguments: Arguments, node: ast.Call, state: State) -> Value:
@@ -175,10 +177,10 @@ class Calls(Objects, abc.ABC):
         for given in arguments.all():
             self.escape(given, state)
         out = arguments.named.get("out", NOTHING)
-        self.write_all(out, node, f"{text_of(node.func)}(out=...)", state)
+        self.write_all(out, node, Text("{}(out=...)", node.func), state)
         return join(out, value(OPAQUE))
 
-    def write_all(self, given: Value, node: ast.AST, text: str, state: State) -> None:
+    def write_all(self, given: Value, node: ast.AST, text: Text, state: State) -> None:
         """Note a write into whatever is given, or into the elements of a tuple or list of it."""
         for item, trail in given.items():
             if isinstance(item, Made) and item.kind != "object":
@@ -208,10 +210,3 @@ class Calls(Objects, abc.ABC):
             for given in arguments.all():
                 self.escape(given, state)
         return value(made)
-
-
-def text_of(node: ast.AST) -> str:
-    """A piece of code as it is quoted: on one line, and not too long."""
-    text = ast.unparse(node)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-

@@ -44,7 +44,7 @@ class Conditions(Expressions, abc.ABC):
             case ast.Constant() | ast.Name() | ast.Attribute():
                 if is_type_checking(test):
                     return False
-                truths = [constant(item) for item in self.evaluate(test, state) if item != NUMBER]
+                truths = [constant(item) for item in self.evaluate(test, state)]
                 return truths[0] if truths and all(item is truths[0] for item in truths) else None
             case ast.Compare(ops=[ast.Is() | ast.IsNot() | ast.Eq() | ast.NotEq() as operator]):
                 same = self.equal(test.left, test.comparators[0], state)
@@ -62,7 +62,7 @@ class Conditions(Expressions, abc.ABC):
             return None
         if not isinstance(right, ast.Constant):
             return None
-        held = [item for item in self.evaluate(left, state) if item != NUMBER]
+        held = list(self.evaluate(left, state))
         wanted = Constant(type(right.value).__name__, right.value)
         if not held:
             return None

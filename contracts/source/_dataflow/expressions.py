@@ -7,7 +7,6 @@ import ast
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.functions import Functions
 from contracts.source._dataflow.objects import constant_key
 from contracts.source._dataflow.operations import WRITTEN_ATTRIBUTES
@@ -25,8 +24,11 @@ from contracts.source._dataflow.values import (
     State,
     Step,
     Super,
+    Text,
     Value,
+    either,
     extend,
+    is_number,
     join,
     value,
 )
@@ -93,15 +95,15 @@ class Expressions(Functions, abc.ABC):
                 return  # a global
         state.bind(key, name, new)
 
-    def step(self, node: ast.expr | ast.stmt, text: str, *, copies: bool = False) -> Step:
+    def step(self, node: ast.expr | ast.stmt, text: Text, *, copies: bool = False) -> Step:
         """A step of a trail, at a place of the current function."""
         return Step(self.frame.module, node.lineno, text, copies)
 
-    def bind(self, target: ast.expr, new: Value, state: State, source: str) -> None:
+    def bind(self, target: ast.expr, new: Value, state: State, source: Text) -> None:
         """Assign to a target; ``source`` is the text of what is assigned."""
         match target:
             case ast.Name():
-                text = f"{target.id} = {source}" if source else target.id
+                text = Text(f"{target.id} = {source.form}", source.node)
                 self.bind_name(target.id, extend(new, self.step(target, text)), state)
             case ast.Tuple() | ast.List():
                 starred = any(isinstance(item, ast.Starred) for item in target.elts)
@@ -129,7 +131,7 @@ class Expressions(Functions, abc.ABC):
         surely = len(owners) == 1
         for item, trail in owners.items():
             if isinstance(item, Input) and name in WRITTEN_ATTRIBUTES and self.may_be_tensor(item):
-                self.write(item, trail, node, f"{text_of(node)} = ..." if isinstance(node, ast.Attribute) else name)
+                self.write(item, trail, node, Text("{} = ..." if isinstance(node, ast.Attribute) else "{}", node))
             elif isinstance(item, Input | Made | Instance):
                 state.set_part(item, f".{name}", new, surely=surely)
 
@@ -148,7 +150,7 @@ class Expressions(Functions, abc.ABC):
                     new = self.elements(new, state) if isinstance(node.slice, ast.Slice) else new
                     state.set_part(item, key if surely and key else "[]", new, surely=surely)
                 elif self.may_be_tensor(item):
-                    self.write(item, trail, node, f"{text_of(node)} = ...")
+                    self.write(item, trail, node, Text("{} = ...", node))
 
     # Expressions
 
@@ -175,12 +177,12 @@ class Expressions(Functions, abc.ABC):
                 values = [self.evaluate(item, state) for item in (node.left, *node.comparators)]
                 return value(FRESH) if any(self.is_tensor(item) for item in values) else value(NUMBER)
             case ast.BoolOp():
-                return join(*(self.evaluate(item, state) for item in node.values))
+                return either(*(self.evaluate(item, state) for item in node.values))
             case ast.IfExp():
                 return self.choice(node, state)
             case ast.NamedExpr():
                 new = self.evaluate(node.value, state)
-                self.bind(node.target, new, state, text_of(node.value))
+                self.bind(node.target, new, state, Text("{}", node.value))
                 return self.name(node.target.id, state)
             case ast.Tuple() | ast.List() | ast.Set():
                 return self.display(node, state)
@@ -278,7 +280,7 @@ class Expressions(Functions, abc.ABC):
                 results.append(self.evaluate(branch, inner))
                 ends.append(inner)
         self.continue_as(state, [self.widened(state, end) for end in ends if end is not None])
-        return join(*results)
+        return either(*results)
 
     @abc.abstractmethod
     def widened(self, before: State, after: State) -> State:
@@ -345,7 +347,7 @@ class Expressions(Functions, abc.ABC):
         if parts is None:
             for generator in node.generators:
                 iterated = self.elements(self.evaluate(generator.iter, state), state)
-                self.bind(generator.target, iterated, state, f"an element of {text_of(generator.iter)}")
+                self.bind(generator.target, iterated, state, Text("an element of {}", generator.iter))
                 for test in generator.ifs:
                     self.evaluate(test, state)
                     self.narrow(test, state, positive=True)
@@ -369,7 +371,7 @@ class Expressions(Functions, abc.ABC):
             return None
         parts: dict[str, Value] = {}
         for place, part in enumerate(given):
-            self.bind(generator.target, part, state, f"an element of {text_of(generator.iter)}")
+            self.bind(generator.target, part, state, Text("an element of {}", generator.iter))
             held = parts[f"[{place}]"] = self.evaluate(node.elt, state)
             if any(isinstance(item, Made | Routine | Partial) and item not in part for item in held):
                 return None  # what one place of the code makes is one object, whichever element it is made for
@@ -394,7 +396,7 @@ def _constant(held: object) -> Value:
     if isinstance(held, bool | str | None):
         return value(Constant(type(held).__name__, held))
     if isinstance(held, int | float):
-        return value(NUMBER, Constant(type(held).__name__, held))
+        return value(Constant(type(held).__name__, held))
     return NOTHING
 
 
@@ -403,8 +405,4 @@ def _is_container(item: Item) -> bool:
 
 
 def _is_number(given: Value) -> bool:
-    return bool(given) and all(
-        item == NUMBER or (isinstance(item, Constant) and isinstance(item.value, int | float)) for item in given
-    )
-
-
+    return bool(given) and all(map(is_number, given))

@@ -6,7 +6,6 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.expressions import Frame
 from contracts.source._dataflow.statements import Statements
 from contracts.source._dataflow.values import (
@@ -20,9 +19,11 @@ from contracts.source._dataflow.values import (
     Routine,
     State,
     Step,
+    Text,
     Trail,
     Value,
     clearer,
+    either,
     extend,
     join,
     merge,
@@ -53,7 +54,7 @@ class Write:
     module: str
     line: int
     offset: int
-    text: str
+    text: Text
     trail: Trail
 
 
@@ -114,7 +115,7 @@ class Flow(Statements):
         """A name for what a place of the code makes in the current call."""
         return self.frame.key, id(node)
 
-    def write(self, item: Item, trail: Trail, node: ast.AST, text: str) -> None:
+    def write(self, item: Item, trail: Trail, node: ast.AST, text: Text) -> None:
         """Note that an operation writes into an item."""
         if self._quiet or not isinstance(item, Input) or item.parameter in self.untracked:
             return
@@ -190,13 +191,14 @@ class Flow(Statements):
         if len(same) >= _MOST_RECURSIONS or any(_as_before(names, held) for held in same):
             return {item: trail for item, trail in given.items() if isinstance(item, Input)}
         if len(self._running) > _DEEPEST:
-            self.too_deep = self.too_deep or text_of(node)
+            self.too_deep = self.too_deep or str(Text("{}", node))
             return NOTHING
         allowed = self.promised(routine, receiver)
         if allowed is None:
             return self.enter(routine, names, receiver, node, state)
         for name in sorted(allowed):
-            self.write_all(names.get(name, NOTHING), node, f"{text_of(_head(node))}(), which writes its {name},", state)
+            text = Text(f"{{}}(), which writes its {name},", _head(node))
+            self.write_all(names.get(name, NOTHING), node, text, state)
         self._quiet += 1
         try:
             return self.enter(routine, names, receiver, node, state)
@@ -220,7 +222,6 @@ class Flow(Statements):
         positional = [*declared.posonlyargs, *declared.args]
         defaults = [None] * (len(positional) - len(declared.defaults)) + list(declared.defaults)
         taken = list(arguments.positional)
-        head = text_of(_head(node))
         for item, default in zip(
             [*positional, *declared.kwonlyargs], [*defaults, *declared.kw_defaults], strict=True
         ):
@@ -234,7 +235,7 @@ class Flow(Statements):
                 if default is not None and routine.frame is None:
                     held = join(held, self.default(default, routine))
                 held = join(held, state.part(routine, f"={item.arg}") or NOTHING)
-            step = Step(self.frame.module, node.lineno, f"{item.arg} of {head}()")
+            step = Step(self.frame.module, node.lineno, Text(f"{item.arg} of {{}}()", _head(node)))
             names[item.arg] = extend(held, step)
             if not held and item.annotation is not None:
                 names[item.arg] = self.described(item.annotation, routine)
@@ -280,7 +281,7 @@ class Flow(Statements):
             self._running.pop()
             self.frame = before
         self.continue_as(state, [*frame.ends, end])
-        result = join(*frame.returned)
+        result = either(*frame.returned)
         if frame.yielded:
             made = Made((before.key, id(node), "generator"), "list")
             state.parts[made] = {"[]": join(*frame.yielded)}
@@ -300,7 +301,7 @@ class Flow(Statements):
     def outside(self, name: str, arguments: Arguments, node: ast.Call, state: State) -> Value:
         """What a function from outside of the tree gives; Triton's write through pointers."""
         if self.frame.kernel and name.startswith(_POINTER_WRITERS):
-            self.write_all(arguments.first(0, "pointer"), node, f"{text_of(node.func)}()", state)
+            self.write_all(arguments.first(0, "pointer"), node, Text("{}()", node.func), state)
             return NOTHING
         return super().outside(name, arguments, node, state)
 

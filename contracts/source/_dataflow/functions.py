@@ -6,7 +6,6 @@ import abc
 import ast
 from collections.abc import Callable
 
-from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.members import Members
 from contracts.source._dataflow.operations import (
     REDUCTIONS,
@@ -28,6 +27,7 @@ from contracts.source._dataflow.values import (
     Made,
     Partial,
     State,
+    Text,
     Value,
     join,
     value,
@@ -55,7 +55,7 @@ class Functions(Members, abc.ABC):
         if special is not None:
             return special(self, arguments, node, state)
         first = arguments.first(0, "input")
-        text = f"{text_of(node.func)}()"
+        text = Text("{}()", node.func)
         if name in WRITERS:
             self.write_all(arguments.first(*WRITERS[name]), node, text, state)
             return first
@@ -65,7 +65,7 @@ class Functions(Members, abc.ABC):
             self.write_all(first, node, text, state)
             return first
         if self.is_true(arguments.named.get("inplace", NOTHING)):
-            self.write_all(first, node, f"{text_of(node.func)}(inplace=True)", state)
+            self.write_all(first, node, Text("{}(inplace=True)", node.func), state)
             return first
         if name in _SAME_ELEMENTS:
             return self.container(name, arguments, node, state)
@@ -176,6 +176,11 @@ class Functions(Members, abc.ABC):
         state.parts[made] = {**parts, "[]": held} if held else parts
         return value(made)
 
+    def _namespace(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
+        made = Made(self.site(node), "object")
+        state.parts[made] = {f".{name}": held for name, held in arguments.named.items()}
+        return value(made)
+
     def _reduce(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
         elements = join(self.elements(arguments.first(1, "iterable"), state), *arguments.positional[2:3])
         pair = Arguments([elements, elements])
@@ -201,6 +206,8 @@ _SPECIAL: dict[str, _Special] = {
     "collections.OrderedDict": Functions._dict,  # noqa: SLF001
     "functools.partial": Functions._partial,  # noqa: SLF001
     "functools.reduce": Functions._reduce,  # noqa: SLF001
+    "types.SimpleNamespace": Functions._namespace,  # noqa: SLF001
+    "contextlib.nullcontext": Functions._same,  # noqa: SLF001
     "typing.cast": Functions._same,  # noqa: SLF001
     "typing.assert_type": Functions._same,  # noqa: SLF001
 }

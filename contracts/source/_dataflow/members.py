@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import ast
 
-from contracts.source._dataflow.calls import Calls, text_of
+from contracts.source._dataflow.calls import Calls
 from contracts.source._dataflow.objects import constant_key
 from contracts.source._dataflow.operations import (
     NUMBERS,
@@ -25,6 +25,7 @@ from contracts.source._dataflow.values import (
     Made,
     Marker,
     State,
+    Text,
     Trail,
     Value,
     extend,
@@ -50,7 +51,7 @@ class Members(Calls, abc.ABC):
                 return value(FRESH)
         kept: Value = {item: trail for item, trail in given.items() if isinstance(item, Input | Made) or item == FRESH}
         if name in SOMETIMES:
-            kept = extend(kept, self.step(node, text_of(node), copies=True))
+            kept = extend(kept, self.step(node, Text("{}", node), copies=True))
         return kept or value(FRESH)
 
     def unbound_method(self, name: str, arguments: Arguments, node: ast.Call, state: State) -> Value:
@@ -72,7 +73,7 @@ class Members(Calls, abc.ABC):
                 return self.method_of_container(owner, name, arguments, node, state)
             case Marker() if owner == FRESH:
                 out = arguments.named.get("out", NOTHING)
-                self.write_all(out, node, f"{text_of(node.func)}(out=...)", state)
+                self.write_all(out, node, Text("{}(out=...)", node.func), state)
                 if name in NUMBERS:
                     return value(NUMBER)
                 reduced = name in REDUCTIONS and not node.args and not node.keywords
@@ -87,10 +88,10 @@ class Members(Calls, abc.ABC):
         if nature.tensor is False:
             return self.method_of_held_container(item, trail, name, arguments, node, state)
         if writes_in_place(name, known=nature.tensor is True or self.may_be_tensor(item)):
-            self.write(item, trail, node, f"{text_of(node.func)}()")
+            self.write(item, trail, node, Text("{}()", node.func))
             return {item: trail}
         out = arguments.named.get("out", NOTHING)
-        self.write_all(out, node, f"{text_of(node.func)}(out=...)", state)
+        self.write_all(out, node, Text("{}(out=...)", node.func), state)
         if name in VIEWS:
             return self.view({item: trail}, name, node)
         if name in NUMBERS:

@@ -27,8 +27,10 @@ from contracts.source._dataflow.values import (
     State,
     Step,
     Super,
+    Text,
     Trail,
     Value,
+    is_number,
     join,
     value,
 )
@@ -56,7 +58,7 @@ class Objects(abc.ABC):
         """What an expression may be; what it changes is changed in ``state``."""
 
     @abc.abstractmethod
-    def step(self, node: ast.expr | ast.stmt, text: str, *, copies: bool = False) -> Step:
+    def step(self, node: ast.expr | ast.stmt, text: Text, *, copies: bool = False) -> Step:
         """A step of a trail, at a place of the current function."""
 
     @abc.abstractmethod
@@ -328,7 +330,7 @@ class Objects(abc.ABC):
             return True
         if isinstance(node, ast.Slice | ast.Constant):
             return isinstance(node, ast.Constant) and isinstance(node.value, bool)
-        if NUMBER in index:
+        if any(map(is_number, index)):
             return False
         for item in index:
             if item in {FRESH, OPAQUE} or (isinstance(item, Made) and item.kind != "tuple"):

@@ -6,7 +6,6 @@ import abc
 import ast
 from collections.abc import Sequence
 
-from contracts.source._dataflow.calls import text_of
 from contracts.source._dataflow.conditions import Conditions
 from contracts.source._dataflow.values import (
     FRESH,
@@ -18,6 +17,7 @@ from contracts.source._dataflow.values import (
     Outside,
     State,
     Step,
+    Text,
     Value,
     extend,
     join,
@@ -53,10 +53,10 @@ class Statements(Conditions, abc.ABC):
             case ast.Assign():
                 new = self.evaluate(node.value, state)
                 for target in node.targets:
-                    self.bind(target, new, state, text_of(node.value))
+                    self.bind(target, new, state, Text("{}", node.value))
             case ast.AnnAssign():
                 if node.value is not None:
-                    self.bind(node.target, self.evaluate(node.value, state), state, text_of(node.value))
+                    self.bind(node.target, self.evaluate(node.value, state), state, Text("{}", node.value))
             case ast.AugAssign():
                 self.augment(node, state)
             case ast.Return():
@@ -177,8 +177,8 @@ class Statements(Conditions, abc.ABC):
                 kept.append(value(item))
         return join(*kept)
 
-    def augmented_text(self, node: ast.AugAssign) -> str:
-        return f"{text_of(node.target)} {_OPERATORS[type(node.op)]}= ..."
+    def augmented_text(self, node: ast.AugAssign) -> Text:
+        return Text(f"{{}} {_OPERATORS[type(node.op)]}= ...", node.target)
 
     def with_(self, node: ast.With | ast.AsyncWith, state: State) -> State | None:
         suppresses = False
@@ -187,7 +187,7 @@ class Statements(Conditions, abc.ABC):
             if isinstance(item.context_expr, ast.Call):
                 suppresses |= Outside("contextlib.suppress") in self.evaluate(item.context_expr.func, state)
             if item.optional_vars is not None:
-                self.bind(item.optional_vars, self.entered(entered, state), state, text_of(item.context_expr))
+                self.bind(item.optional_vars, self.entered(entered, state), state, Text("{}", item.context_expr))
         if not suppresses:
             return self.block(node.body, state)
         end, partial = self.attempt(node.body, state)
@@ -236,7 +236,7 @@ class Statements(Conditions, abc.ABC):
             else:
                 iterated = self.elements(self.evaluate(node.iter, state), state)
                 body = state.copy()
-                self.bind(node.target, iterated, body, f"an element of {text_of(node.iter)}")
+                self.bind(node.target, iterated, body, Text("an element of {}", node.iter))
             end = self.block(node.body, body)
             self.frame.repeating.pop()
             merged = merge([state, end, *repeating])
@@ -281,7 +281,7 @@ class Statements(Conditions, abc.ABC):
                 if inner is not None:
                     self.match_pattern(inner, subject, state)
                 if name is not None:
-                    step = Step(self.frame.module, pattern.lineno, f"case {name}")
+                    step = Step(self.frame.module, pattern.lineno, Text("case {}", pattern))
                     self.bind_name(name, extend(subject, step), state)
             case ast.MatchOr(patterns):
                 for option in patterns:

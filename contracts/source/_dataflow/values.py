@@ -10,15 +10,27 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from contracts.source._resolve import ClassValue
 
 _Key = TypeVar("_Key", bound=Hashable)
+_LONGEST_TEXT = 60
 _LONGEST_TRAIL = 8
 _MOST_ITEMS = 40
 _LONGEST_LIST = 12  # whose elements are told apart
 _MOST_LEVELS = 4  # of attributes and elements, one inside the other
+
+
+class Text(NamedTuple):
+    """A text about a piece of code, which stands for ``{}`` in it; put together only where it is printed."""
+
+    form: str
+    node: ast.AST
+
+    def __str__(self) -> str:
+        text = ast.unparse(self.node)
+        return self.form.replace("{}", text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}...")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +42,7 @@ class Step:
 
     module: str
     line: int
-    text: str
+    text: Text
     copies: bool = False
 
 
@@ -159,6 +171,7 @@ class Marker:
 NUMBER = Marker("a number")
 FRESH = Marker("a new tensor")
 OPAQUE = Marker("the result of a call that is not followed")
+UNKNOWN = Marker("anything else")
 
 Item = (
     Input
@@ -234,6 +247,17 @@ class Arguments:
         return Arguments([{receiver: trail}, *self.positional], self.named, self.rest, self.named_rest)
 
 
+def either(*values: Value) -> Value:
+    """Whichever of the values it is: where nothing is known of one, nothing that is known of the others is sure."""
+    whole = join(*values)
+    return join(whole, value(UNKNOWN)) if whole and not all(values) else whole
+
+
+def is_number(item: Item) -> bool:
+    """Whether an item is a number."""
+    return item == NUMBER or (isinstance(item, Constant) and isinstance(item.value, int | float))
+
+
 def clearer(trail: Trail, known: Trail) -> bool:
     """Whether a trail tells more than another: it is shorter, but not empty."""
     return bool(trail) and (not known or len(trail) < len(known))
@@ -245,7 +269,7 @@ def extend(given: Value, step: Step) -> Value:
 
 
 def _longer(trail: Trail, step: Step) -> Trail:
-    if trail and trail[-1].copies and step.text.endswith(f" = {trail[-1].text}"):
+    if trail and trail[-1].copies and step.text.node is trail[-1].text.node:
         return (*trail[:-1], replace(step, copies=True))
     return (*trail, step) if trail[-1:] != (step,) and len(trail) < _LONGEST_TRAIL else trail
 
@@ -361,14 +385,14 @@ def _held(item: Item, parts: _Parts, name: str) -> Value:
 
 
 def _elements(parts: _Parts) -> Value:
-    return join(*(held for name, held in parts.items() if name[0] == "["))
+    return either(*(held for name, held in parts.items() if name[0] == "["))
 
 
 def _joined(mine: _Parts, other: _Parts) -> _Parts:
     joined = dict(mine)
     for name, held in other.items():
         known = joined.get(name, held)
-        joined[name] = known if known is held else join(known, held)
+        joined[name] = known if known is held else either(known, held)
     return joined
 
 
