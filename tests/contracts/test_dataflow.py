@@ -131,7 +131,7 @@ def _block(inner):
 _BODIES = st.lists(st.recursive(_LINES, _block, max_leaves=5), min_size=2, max_size=7)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(body=_BODIES)
 def test_what_is_done_was_said(tmp_path_factory, body):
     """Each parameter that is written into is reported, whichever way it takes to the statement."""

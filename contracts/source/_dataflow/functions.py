@@ -157,8 +157,11 @@ class Functions(Members, abc.ABC):
             found.append(Partial(function, self.site(node), rest))
         return value(*found)
 
-    def _same(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
-        return arguments.first(len(node.args) - 1, "val")
+    def _cast(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
+        return arguments.first(1, "val")
+
+    def _first(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
+        return join(arguments.first(0, "val"), arguments.named.get("enter_result", NOTHING))
 
     def _either(self, arguments: Arguments, node: ast.Call, state: State) -> Value:
         """``max`` and ``min``: one of their arguments, or one of the elements of the only one."""
@@ -207,7 +210,7 @@ _SPECIAL: dict[str, _Special] = {
     "functools.partial": Functions._partial,  # noqa: SLF001
     "functools.reduce": Functions._reduce,  # noqa: SLF001
     "types.SimpleNamespace": Functions._namespace,  # noqa: SLF001
-    "contextlib.nullcontext": Functions._same,  # noqa: SLF001
-    "typing.cast": Functions._same,  # noqa: SLF001
-    "typing.assert_type": Functions._same,  # noqa: SLF001
+    "contextlib.nullcontext": Functions._first,  # noqa: SLF001
+    "typing.cast": Functions._cast,  # noqa: SLF001
+    "typing.assert_type": Functions._first,  # noqa: SLF001
 }
