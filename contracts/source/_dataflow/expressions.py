@@ -14,6 +14,7 @@ from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
     NUMBER,
+    OPAQUE,
     Constant,
     Input,
     Instance,
@@ -174,8 +175,7 @@ class Expressions(Functions, abc.ABC):
             case ast.UnaryOp():
                 return self.unary(node, state)
             case ast.Compare():
-                values = [self.evaluate(item, state) for item in (node.left, *node.comparators)]
-                return value(FRESH) if any(self.is_tensor(item) for item in values) else value(NUMBER)
+                return self.compare(node, state)
             case ast.BoolOp():
                 return either(*(self.evaluate(item, state) for item in node.values))
             case ast.IfExp():
@@ -234,6 +234,14 @@ class Expressions(Functions, abc.ABC):
     def is_tensor(self, given: Value) -> bool:
         """Whether a tensor is among the items."""
         return any(item == FRESH or (isinstance(item, Input) and self.nature(item).tensor) for item in given)
+
+    def compare(self, node: ast.Compare, state: State) -> Value:
+        """A mask, if tensors are compared; what may be one counts as that, since as an index it copies."""
+        values = [self.evaluate(item, state) for item in (node.left, *node.comparators)]
+        if any(self.is_tensor(item) for item in values):
+            return value(FRESH)
+        surely = any(isinstance(operator, ast.Is | ast.IsNot | ast.In | ast.NotIn) for operator in node.ops)
+        return value(NUMBER if surely or all(_is_number(item) for item in values) else OPAQUE)
 
     def binary(self, node: ast.BinOp, state: State) -> Value:
         left, right = self.evaluate(node.left, state), self.evaluate(node.right, state)
