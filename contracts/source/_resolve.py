@@ -42,6 +42,9 @@ __all__ = [
 
 _MAX_FRAME = 12  # bound parameters that a call carries; enough for factories of factories
 _NOT_SHOWN = Unknown("an item of a dict that its display does not hold")
+_MAX_CALLS = 4  # of functions that call functions: each may be called in many ways, and so on
+_MOST_CALLS = 300  # for one name; numerical code calls itself in more ways than can be followed
+_MAX_NESTING = 25  # of sequences that are made of others
 _MAX_DEPTH = 90  # of names that lead to names; only a runaway definition goes deeper
 
 
@@ -79,6 +82,8 @@ class Resolver:
         self._open: dict[Any, int] = {}
         self._lowest = sys.maxsize
         self._displays: dict[int, Ref] = {}
+        self._calling: list[tuple[str, str]] = []
+        self._fuel = 0
         self._reading: set[tuple[int, str, Frame]] = set()
         self._exported: dict[str, frozenset[str] | None] = {}
         self._patches: dict[tuple[str, str], set[Value]] = {}
@@ -283,6 +288,8 @@ class Resolver:
             self._lowest = min(self._lowest, depth)
             return NOTHING  # what only names itself is nothing
         depth = len(self._open)
+        if not depth:
+            self._fuel = _MOST_CALLS
         if depth > _MAX_DEPTH:
             module = key[0] if isinstance(key[0], str) else key[1]
             return frozenset({Unknown("names that lead to names without end", frozenset({module}))})
@@ -383,6 +390,8 @@ class Resolver:
         key = (id(ref), module, frame)
         if key in self._reading:
             return []
+        if len(self._reading) >= _MAX_NESTING:
+            return [frozenset({Unknown("sequences made of sequences without end", frozenset({module}))})]
         self._reading.add(key)
         try:
             return self._items(ref, module, frame)
@@ -572,15 +581,20 @@ class Resolver:
     def _returned(
         self, function: FunctionValue, arguments: list[Ref], keywords: dict[str, Ref], module: str, frame: Frame
     ) -> Values:
+        place = (function.module, function.key)
+        if place in self._calling:
+            return NOTHING  # what a function returns when it calls itself is what it returns otherwise
         record = self._function(function)
+        self._fuel -= 1
+        if not record.returns or len(self._calling) >= _MAX_CALLS or self._fuel < 0:
+            return frozenset({Unknown(f"what {record.qualname} returns", frozenset({function.module}))})
         bound = self.bind(function, arguments, keywords, module, frame)
-        result: Values = NOTHING
-        for returned in record.returns or ():
-            result |= self.values(returned[2] if returned[0] == "?" else returned, function.module, bound)
-        if not record.returns:
-            reason = f"what {record.qualname} returns"
-            result = frozenset({Unknown(reason, frozenset({function.module}))})
-        return result
+        self._calling.append(place)
+        try:
+            returned = [ref[2] if ref[0] == "?" else ref for ref in record.returns]
+            return NOTHING.union(*(self.values(ref, function.module, bound) for ref in returned))
+        finally:
+            self._calling.pop()
 
     def _function(self, function: FunctionValue) -> FunctionRecord:
         """What was read of a function, with what it returns."""

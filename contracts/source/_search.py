@@ -9,7 +9,7 @@ or a renaming holds it are parsed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -63,6 +63,7 @@ class Search:
         self._sight = index.sight(graph)
         self._held: set[str] = set()
         self._roamed: set[bytes] = set()
+        self._makers: dict[tuple[str, str], bool] = {}
         self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
 
     def run(self) -> Answer:
@@ -270,17 +271,44 @@ class Search:
     def _follow_call(self, call: Ref, module: str, frame: Frame, depth: int) -> None:
         _, function, arguments, keywords = call
         resolver = self.index.resolver
-        handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module, frame)]
-        if not self._holds(handed, 0):
+        functions = [v for v in resolver.values(function, module, frame) if isinstance(v, FunctionValue)]
+        makers = [callee for callee in functions if self._makes(callee)]
+        handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module, frame) if makers]
+        if not makers or not self._holds(handed, 0):
             return
-        for callee in resolver.values(function, module, frame):
-            if isinstance(callee, FunctionValue):
-                inner = resolver.bind(callee, arguments, keywords, module, frame)
-                self._judge_locals(callee, inner)
-                calls = self.index.summary(callee.module, deep=True).calls
-                handing_on = self._occurrences(callee.module, deep=True).calls.get(callee.key, [])
-                for place in handing_on if depth < _DEEPEST_CALL else ():
-                    self._follow_call(calls[place], callee.module, inner, depth + 1)
+        for callee in makers:
+            inner = resolver.bind(callee, arguments, keywords, module, frame)
+            self._judge_locals(callee, inner)
+            for handing_on in self._handing_on(callee) if depth < _DEEPEST_CALL else ():
+                self._follow_call(handing_on, callee.module, inner, depth + 1)
+
+    def _handing_on(self, function: FunctionValue) -> list[Ref]:
+        """The calls in a function to which it hands a parameter of its own."""
+        calls = self.index.summary(function.module, deep=True).calls
+        places = self._occurrences(function.module, deep=True).calls.get(function.key, [])
+        return [calls[place] for place in places]
+
+    def _makes(self, function: FunctionValue) -> bool:
+        """Whether a class may come to be in a function, or in one to which it hands on what it is handed."""
+        place = (function.module, function.key)
+        if place not in self._makers:
+            self._makers[place] = False  # calling itself, it makes no more
+            resolver = self.index.resolver
+            self._makers[place] = next(self._local_classes(function), None) is not None or any(
+                self._makes(callee)
+                for call in self._handing_on(function)
+                for callee in resolver.values(call[1], function.module)
+                if isinstance(callee, FunctionValue)
+            )
+        return self._makers[place]
+
+    def _local_classes(self, function: FunctionValue) -> Iterator[str]:
+        """The keys of the classes that come to be in a function."""
+        summary = self.index.summary(function.module, deep=True)
+        prefix = f"{summary.functions[function.key].qualname}.<locals>."
+        for key, record in summary.classes.items():
+            if record.qualname.startswith(prefix):
+                yield key
 
     def _may_create(self, module: str, callee: bytes) -> bool:
         """Whether a function, as a module writes its name, may create a class; told from the texts alone."""
@@ -304,11 +332,8 @@ class Search:
         return False
 
     def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
-        summary = self.index.summary(function.module, deep=True)
-        prefix = f"{summary.functions[function.key].qualname}.<locals>."
-        for key, record in summary.classes.items():
-            if record.qualname.startswith(prefix):
-                self._judge(ClassValue(function.module, key, frame))
+        for key in self._local_classes(function):
+            self._judge(ClassValue(function.module, key, frame))
 
     def _evaluate_dynamic(self, module: str) -> None:
         if module in self._dynamic_done:
