@@ -228,6 +228,9 @@ class _Planner:
         candidates = dict.fromkeys(work.candidates())
         for moved in moves.modules:
             candidates[work.files[moved], moved] = None
+        for stub in work.outside.files:
+            if stub.path in work.changes.renamed:
+                candidates[stub, None] = None
         for file, module in [*candidates]:
             if module in done:
                 continue

@@ -241,3 +241,14 @@ def test_lists_what_reading_cannot_decide(repository):
         "use.py:7 imports a computed name, which may be pkg.fast_backend: it is now pkg.backends.fast",
         "use.py:9 names pkg.many.SlowBackend, which is now pkg.backends.slow.SlowBackend, through module",
     ]
+
+
+def test_a_stub_moves_with_its_module(repository):
+    """And what it imports by relative paths is found from there."""
+    stub = "from .base import Backend\n\nSIZE: int\n\nclass FastBackend(Backend): ...\n"
+    repository.write({"pkg/fast_backend.pyi": stub.encode(), "pkg/many.pyi": "def other() -> int: ...\n"})
+    repository.commit()
+    assert "pkg/many.pyi:1 is the stub of pkg.many, of which classes left" in repository.apply()
+    files = repository.files()
+    assert "pkg/fast_backend.pyi" not in files
+    assert files["pkg/backends/fast.pyi"] == stub.replace("from .base", "from ..base")
