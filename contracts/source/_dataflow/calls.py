@@ -7,6 +7,7 @@ import ast
 from collections.abc import Sequence
 
 from contracts.source._dataflow.objects import Objects
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     NOTHING,
     OPAQUE,
@@ -22,7 +23,6 @@ from contracts.source._dataflow.values import (
     Outside,
     Partial,
     Routine,
-    State,
     Text,
     Trail,
     Value,

@@ -6,13 +6,13 @@ import abc
 import ast
 
 from contracts.source._dataflow.expressions import Expressions
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     FRESH,
     NUMBER,
     Constant,
     Made,
     Outside,
-    State,
     Value,
     constant,
     value,

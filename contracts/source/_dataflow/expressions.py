@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from contracts.source._dataflow.functions import Functions
 from contracts.source._dataflow.objects import constant_key
 from contracts.source._dataflow.operations import WRITTEN_ATTRIBUTES
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -22,7 +23,6 @@ from contracts.source._dataflow.values import (
     Made,
     Partial,
     Routine,
-    State,
     Step,
     Super,
     Text,

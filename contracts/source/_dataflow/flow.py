@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from contracts.source._dataflow.expressions import Frame
+from contracts.source._dataflow.state import State, merge, reachable
 from contracts.source._dataflow.statements import Statements
 from contracts.source._dataflow.values import (
     NOTHING,
@@ -17,7 +18,6 @@ from contracts.source._dataflow.values import (
     Made,
     Partial,
     Routine,
-    State,
     Step,
     Text,
     Trail,
@@ -26,8 +26,6 @@ from contracts.source._dataflow.values import (
     either,
     extend,
     join,
-    merge,
-    reachable,
     value,
 )
 from contracts.source._dataflow.world import World

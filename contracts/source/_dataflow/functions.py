@@ -15,6 +15,7 @@ from contracts.source._dataflow.operations import (
     WRITERS,
     writing_function,
 )
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -26,7 +27,6 @@ from contracts.source._dataflow.values import (
     Item,
     Made,
     Partial,
-    State,
     Text,
     Value,
     join,

@@ -14,6 +14,7 @@ from contracts.source._dataflow.operations import (
     VIEWS,
     writes_in_place,
 )
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -24,7 +25,6 @@ from contracts.source._dataflow.values import (
     Item,
     Made,
     Marker,
-    State,
     Text,
     Trail,
     Value,

@@ -7,6 +7,7 @@ import ast
 from collections.abc import Mapping
 
 from contracts.source._dataflow.operations import NUMBERS, VIEW_ATTRIBUTES
+from contracts.source._dataflow.state import State
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -24,7 +25,6 @@ from contracts.source._dataflow.values import (
     Outside,
     Partial,
     Routine,
-    State,
     Step,
     Super,
     Text,

@@ -7,6 +7,7 @@ import ast
 from collections.abc import Sequence
 
 from contracts.source._dataflow.conditions import Conditions
+from contracts.source._dataflow.state import State, merge
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -15,13 +16,11 @@ from contracts.source._dataflow.values import (
     Input,
     Made,
     Outside,
-    State,
     Step,
     Text,
     Value,
     extend,
     join,
-    merge,
     value,
 )
 from contracts.source._names import absolute
