@@ -93,6 +93,7 @@ class _Planner:
         self._importers: dict[str, bool] = {}
         self._lazily = lazily
         self._exporters: dict[str, Exporter] = {}
+        self._unsaid: dict[str, list[str]] = defaultdict(list)
         self.exported: set[str] = set()
 
     def run(self) -> Plan:
@@ -103,6 +104,7 @@ class _Planner:
         self._complete()
         for exporter in self._exporters.values():
             exporter.finish()
+        self._plan.said += [text.format(listed(names)) for text, names in self._unsaid.items()]
         self._work.finish()
         if found:
             self._plan.open += self._work.leftovers()
@@ -264,15 +266,15 @@ class _Planner:
         path = exporter.document.path
         demanded = demands(self._configured, package, module)
         if not exporter.exports_something and not demanded:
-            self._plan.said.append(f"{path} exports nothing, so it does not export {name} either.")
+            self._unsaid[f"{path} exports nothing, so it does not export {{}} either."].append(name)
         elif not self._is_optional(definition) and module not in self._lazily:
             self.exported.add(module)
             exporter.add(module, name, demanded=demanded)
         elif not demanded and (others := self._unexported(exporter, package, definition)):
-            self._plan.said.append(
-                f"{path} does not export {name}, which is imported only under conditions, as it does not export "
+            self._unsaid[
+                f"{path} does not export {{}}, whose imports stand under conditions, as it does not export "
                 f"{listed(others, 'and')}."
-            )
+            ].append(name)
         else:
             exporter.add_lazily(module, name, listed=demanded)
 

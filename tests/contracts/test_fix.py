@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from contracts.fix._naming import for_class, renamed
 from tests.contracts.fixing import Repository, git
 
 # fast_backend.py holds one backend and its helpers; many.py a backend among others.
@@ -162,3 +163,21 @@ def test_git_applies_the_diff(repository):
     git(repository.folder, "clean", "-fdq")
     repository.apply()
     assert repository.files() == by_diff
+
+
+def test_names_modules_for_what_their_folder_and_bases_do_not_say():
+    """A module that moves whole, and one that is made for a class."""
+    assert renamed("pkg.mori_prepare_finalize", "pkg.prepare_finalize") == "mori"
+    assert renamed("pkg.fast_backend", "pkg.backends") == "fast"
+    assert renamed("pkg.backend", "pkg.backends") == "backend"
+    base = "pkg.FusedMoEPrepareAndFinalize"
+    names = {
+        "BatchedPrepareAndFinalize": "batched",
+        "NixlEPPrepareAndFinalize": "nixl_ep",
+        "MoEPrepareAndFinalizeNoDPEPModular": "no_dpep",
+        "PrepareAndFinalize": "prepare_and_finalize",
+    }
+    assert {name: for_class(name, [f"{base}Modular", base]) for name in names} == names
+    assert for_class("TritonWNA16Experts", ["pkg.FusedMoEExperts"]) == "triton_wna16"
+    assert for_class("XPUExpertsMXFp4", ["pkg.XPUExperts", "pkg.FusedMoEExperts"]) == "mx_fp4"
+    assert for_class("Anything", []) == "anything"
