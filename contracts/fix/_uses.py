@@ -9,13 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from contracts.fix._imports import Binding, ImportEditor, absolute, relative
 from contracts.fix._moves import Moves
 from contracts.fix._open import Open
+from contracts.fix._strings import opening, replace
 from contracts.fix._tables import change_tables
 from contracts.fix._units import annotation_strings
 from contracts.source._mentions import Module, Paths, Reader
 from contracts.source._names import is_type_checking
 from contracts.source._scopes import Placed, Scope, own_statements
-
-_LITERAL = re.compile(r"""[rRuU]?(?:\"\"\"|'''|"|')""")
 
 
 class Rewriter(Reader):
@@ -318,25 +317,14 @@ class Rewriter(Reader):
 
     def replace_text(self, node: ast.AST, name: str, new: str, *, plain: bool = False) -> bool:
         """Replace a path in a literal, in the form in which it stands there; as it stands, if ``plain``."""
-        text = self.document.source(node)
-        if isinstance(node, ast.Constant) and _LITERAL.match(text):
-            forms = [(name, new)]
-            value = node.value if isinstance(node.value, str) else ""
-            if plain:
-                pass
-            elif value.startswith(".") and self.place.package:
-                level = len(value) - len(value.lstrip("."))
-                base = name[: len(name) - len(value.lstrip("."))].rstrip(".")
-                forms = [(value, relative(new, base))] if level == 1 else []
-            elif ":" in value:
-                forms = [(value, _with_colon(value, name, new))]
-            for before, after in forms:
-                if text.count(before) == 1:
-                    start, _ = self.document.span(node)
-                    at = start + text.index(before)
-                    self.document.replace(at, at + len(before), after)
-                    return True
-        return False
+        value = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if not plain and value.startswith("."):
+            level = len(value) - len(value.lstrip("."))
+            base = name[: len(name) - len(value.lstrip("."))].rstrip(".")
+            return level == 1 and replace(self.document, node, value, relative(new, base))
+        if not plain and ":" in value:
+            return replace(self.document, node, value, _with_colon(value, name, new))
+        return replace(self.document, node, name, new)
 
     def _string(self, node: ast.expr, scope: Scope, package: str | None) -> bool:
         if node in self._annotations and isinstance(node, ast.Constant) and self._may_touch(node):
@@ -347,8 +335,8 @@ class Rewriter(Reader):
     def _annotation(self, node: ast.Constant, scope: Scope) -> None:
         """An annotation in quotes is an expression like others."""
         text = self.document.source(node)
-        quote = _LITERAL.match(text)
-        start = self.document.span(node)[0] + (quote.end() if quote else 0)
+        quote = opening(text)
+        start = self.document.span(node)[0] + (quote or 0)
         try:
             tree = ast.parse(str(node.value).strip(), mode="eval").body
         except SyntaxError:

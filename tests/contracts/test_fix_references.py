@@ -133,6 +133,10 @@ CASES = {
         'with mock.patch("pkg.backends.slow.SlowBackend.size", 1), mock.patch("pkg.backends.fast.SIZE", 2):\n    pass\n'
         "entry = 'pkg.backends.slow:SlowBackend'\n",
     ),
+    "string-in-parts": (
+        "from unittest import mock\n\nname = (\n    'pkg.'  # so\n    \"fast_backend.\"\n    'SIZE'\n)\nmock.patch(name)\n",  # noqa: E501  as the file says it
+        "from unittest import mock\n\nname = (\n    'pkg.'  # so\n    \"backends.fast.\"\n    'SIZE'\n)\nmock.patch(name)\n",  # noqa: E501  as the file says it
+    ),
     "f-string": (
         "import pkg.fast_backend\n\nassert f'{pkg.fast_backend.SIZE}' == '8'\n",
         "import pkg.backends.fast\n\nassert f'{pkg.backends.fast.SIZE}' == '8'\n",
