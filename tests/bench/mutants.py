@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -120,7 +120,7 @@ class Lines:
         self.files = {str(path_of(module)): module for module in MODULES}
         self.seen: set[tuple[str, int]] = set()
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> Self:
         threading.settrace(self._call)
         return self
 
@@ -160,9 +160,9 @@ def baseline(backend: str, sizes: Sequence[int]) -> list[Any]:
     return found
 
 
-def hunt(mutation: Mutation, cells: Sequence[Cell]) -> dict[str, str]:
+def hunt(mutation: Mutation, cells: Sequence[Cell], *, typed: bool = False) -> dict[str, str]:
     """Run the checks on a mutation until the first that fails."""
-    mutate(mutation)
+    mutate(mutation, typed=typed)
     worlds = {size: World(size, seconds=EXCHANGE_SECONDS, deadline=CASE_SECONDS) for size in {c.size for c in cells}}
     for cell in cells:
         message = ask(worlds[cell.size], cell)
@@ -172,18 +172,8 @@ def hunt(mutation: Mutation, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def hunt_typed(mutation: Mutation, cells: Sequence[Cell]) -> dict[str, str]:
-    """Run the instrumented checks."""
-    mutate(mutation, typed=True)
-    return hunt_only(cells)
-
-
-def hunt_only(cells: Sequence[Cell]) -> dict[str, str]:
-    """The same for the cells of one world."""
-    for cell in cells:
-        message = ask(World(cell.size, seconds=EXCHANGE_SECONDS, deadline=CASE_SECONDS), cell)
-        if message is not None:
-            return {"killer": str(cell), "message": message}
-    return {}
+    """The same for instrumented checks, which cannot share a process with the others."""
+    return hunt(mutation, cells, typed=True)
 
 
 @dataclass
@@ -214,7 +204,7 @@ class Forks:
                 result = json.dumps(function(*arguments)).encode()
                 with os.fdopen(theirs, "wb") as pipe:
                     pipe.write(result)
-            except BaseException as error:  # a mutation may do anything to its process
+            except BaseException as error:  # noqa: BLE001 -- a mutation may do anything to its process
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             finally:
                 os._exit(0)
@@ -310,7 +300,7 @@ class Run:
             self.results.append(result)
             mutation = result.mutation
             verdict = result.killer or "NOT FOUND"
-            print(f"{mutation.where} [{mutation.index}] {mutation.operator}: {mutation.text}\n    {verdict}", flush=True)
+            print(f"{mutation.label}\n    {verdict}", flush=True)
 
         self.forks.start(done, function, result.mutation, cells)
 
@@ -364,7 +354,7 @@ def write(run: Run, totals: dict[str, int], chosen: int, output: Path | None) ->
         print(f"| {check} | {count} |")
     for one in sorted(run.results, key=lambda one: (one.mutation.module, one.mutation.index)):
         if not one.killer:
-            print(f"- {one.mutation.where} [{one.mutation.index}] {one.mutation.operator}: `{one.mutation.text}`")
+            print(f"- {one.mutation.label}")
     if output is not None:
         rows_of = [
             {

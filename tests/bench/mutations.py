@@ -70,9 +70,10 @@ class Mutation:
     text: str
 
     @property
-    def where(self) -> str:
-        """The module's last name and the line."""
-        return f"{self.module.rpartition('.')[2]}.py:{self.lines.start}"
+    def label(self) -> str:
+        """File, line, number among the module's mutations, kind and change."""
+        name = self.module.rpartition(".")[2]
+        return f"{name}.py:{self.lines.start} [{self.index}] {self.operator}: {self.text}"
 
 
 def mutations(module: str, source: str) -> list[Mutation]:
@@ -272,7 +273,9 @@ class _Candidates:
             return
         if count > 1:
             yield self._self("argument dropped", node, lambda n: n.args.pop())
-        for index in range(isinstance(node.args[0], ast.Name) and node.args[0].id == "where" if count else 0, count - 1):
+        # What a message begins with is not data.
+        first = 1 if count and isinstance(node.args[0], ast.Name) and node.args[0].id == "where" else 0
+        for index in range(first, count - 1):
             yield self._self("arguments swapped", node, lambda n, i=index: _exchange(n.args, i))
         for index in range(len(node.keywords)):
             yield self._self("keyword dropped", node, lambda n, i=index: n.keywords.pop(i))
