@@ -154,6 +154,7 @@ class Trip:
     def __init__(self, bench: Bench, case: Case, backend: Any, number: int | None = None) -> None:
         self.bench, self.case, self.backend, self.number = bench, case, backend, number
         self.layer = bench.layer(case)
+        self.given_map: torch.Tensor | None = self.layer.expert_map
         self.on_cpu = bench.inputs(case)
         self.a1, self.weights, self.ids = (
             tensor.to(bench.device, copy=True) for tensor in (self.on_cpu.a1, self.on_cpu.weights, self.on_cpu.ids)
@@ -185,7 +186,7 @@ class Trip:
             self.weights,
             self.ids,
             self.layer.num_experts,
-            self.layer.expert_map,
+            self.given_map,
             self.case.weight_on_input,
             self.layer.quant_config,
         )

@@ -334,4 +334,20 @@ def the_factory_builds_or_says_why(bench: Bench, case: Case) -> None:
             finally:
                 if module is not None:
                     sys.modules[name] = module
+            problem = problem or _promises_problem(name.rpartition(".")[0])
     bench.same_on_all(problem)
+
+
+def _promises_problem(name: str) -> str | None:
+    """What a package's ``__all__`` names and the package does not give; it gives nothing that is not there either."""
+    package = sys.modules.get(name)
+    for promised in getattr(package, "__all__", ()):
+        try:
+            given = getattr(package, promised, None)
+        except ImportError as error:
+            return f"{name}.{promised} cannot be had without a vendor's library: {error}"
+        if given is None:
+            return f"{name}.__all__ names {promised}, but {name} has no such thing"
+    if hasattr(package, "NoSuchBackend"):
+        return f"{name} gives NoSuchBackend, which it does not have: expected AttributeError"
+    return None

@@ -1,5 +1,6 @@
 """What comes out: equal to the dense reference, weighted once, complete where it is said to be, and reproducible."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from checks import reference
 from checks._package import QUANTIZATIONS
 from checks._ranks import NotShown
 from checks._registry import check
-from checks.bench import Bench, same_bits, variants
+from checks.bench import Bench, Trip, same_bits, variants
 from checks.cases import ROUTINGS, Case
 from checks.honest import Honest
 from checks.honest_formats import HonestBatched, HonestMonolithic
@@ -138,7 +139,7 @@ class WeighsTwiceWhenBatched(HonestBatched):
             quantization=("none", "fp8_token", "fp8_block", "fp8_tensor"),
         ),
         *variants(Case(topk=1), weight_on_input=(True, False), reduction=("contiguous", "noop", "naive_batched")),
-        *variants(Case(), reduction=("contiguous", "noop", "naive_batched")),
+        *variants(Case(), reduction=("delegate", "contiguous", "noop", "naive_batched")),
     ],
     wrong=[WeighsTwice, WeighsTwiceWhenBatched],
 )
@@ -155,7 +156,34 @@ def router_weights_are_applied_once(bench: Bench, case: Case) -> None:
             ratio = (found / trip.expected()[routed]).nanmean(dim=1)
             times = 1 + float((ratio.abs().log() * weight.log().squeeze(1)).sum() / weight.log().square().sum())
             problem += f"; the weights are in it {times:.2f} times"
-    bench.same_on_all(problem)
+    bench.same_on_all(problem or _reduction_problem(trip))
+
+
+def _reduction_problem(trip: Trip) -> str | None:
+    """What is wrong with a reduction by itself: without an output it makes one, and its equals are those made alike."""
+    reduction, kind = trip.reduction, type(trip.reduction)
+    rest = (trip.driver_weights, trip.driver_ids, trip.case.weight_on_input)
+    if trip.case.reduction == "delegate":
+        try:
+            reduction.apply(None, trip.fused.clone(), *rest)
+        except RuntimeError:
+            return None
+        return f"{kind.__name__}.apply gave a result, expected RuntimeError: it leaves the choice to others"
+    made = reduction.apply(None, trip.fused.clone(), *rest)
+    output = torch.full((trip.driver_ids.size(0), trip.fused.size(-1)), torch.nan, dtype=trip.fused.dtype)
+    output = output.to(trip.fused.device)
+    given = reduction.apply(output, trip.fused.clone(), *rest)
+    if not isinstance(made, torch.Tensor) or not same_bits(made, output):
+        return f"{kind.__name__}.apply without an output gives another result than it writes into one"
+    if given is not None and not same_bits(given, output):
+        return f"{kind.__name__}.apply writes its output and gives something else"
+    named = {name: trip.bench.rank for name in inspect.signature(kind).parameters if name == "rank"}
+    if reduction != kind(**named) or reduction == object():
+        return f"{kind.__name__} is equal to what it should not be, or not to one that is made alike"
+    for name in inspect.signature(kind).parameters:
+        if reduction == kind(**{**named, name: -1}):
+            return f"{kind.__name__} is equal to one with another {name}"
+    return None
 
 
 class DeniesThatItReduces(Honest):
