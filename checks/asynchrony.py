@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from checks._ranks import NotShown
+from checks._ranks import Broken, NotShown
 from checks._registry import check
 from checks.bench import Bench, Trip, same_bits, variants
 from checks.cases import Case
@@ -64,6 +64,17 @@ class GivesNoHook(Honest):
         self.finalize_async(*arguments, **named)[1]()
 
 
+class HidesThatItIsAsync(Honest):
+    """Has both halves, and says that it has not."""
+
+    defect = "supports_async is False, though the halves are there"
+    caught_in = 1
+
+    def supports_async(self) -> bool:
+        """Not so."""
+        return False
+
+
 @check(
     cases=[
         *variants(Case(), quantization=("none", "fp8_token", "fp8_block", "fp8_tensor")),
@@ -71,7 +82,7 @@ class GivesNoHook(Honest):
         Case(topk=1, weight_on_input=True),
         Case(tokens=(0, 3, 0, 1)),
     ],
-    wrong=[DropsTheReceiveHook, SaysAsyncAndIsNot, GivesNoHook],
+    wrong=[DropsTheReceiveHook, SaysAsyncAndIsNot, GivesNoHook, HidesThatItIsAsync],
 )
 def async_equals_sync(bench: Bench, case: Case) -> None:
     """Where supports_async is True the two halves, hook then receiver, give what prepare and finalize give."""
@@ -80,6 +91,9 @@ def async_equals_sync(bench: Bench, case: Case) -> None:
     problem = sync.problem("the synchronous output")
     bench.same_on_all(problem)
     if not backend.supports_async():
+        own = [name for name in ("prepare_async", "finalize_async") if _is_its_own(bench, backend, name)]
+        if own:
+            raise Broken(f"supports_async is False, but {' and '.join(own)} are there: the driver will never use them")
         raise NotShown(f"{bench.row.name} says that supports_async is False; its synchronous way is right")
     trip = bench.trip(case, backend)
     hook, receiver = trip.prepare_async()
@@ -97,6 +111,12 @@ def async_equals_sync(bench: Bench, case: Case) -> None:
     if bench.row.deterministic and not same_bits(trip.output, sync.output):
         problem = problem or "the asynchronous output has other bits than the synchronous one"
     bench.same_on_all(problem)
+
+
+def _is_its_own(bench: Bench, backend: Any, name: str) -> bool:
+    """Whether a backend has a method of its own, not the base's, which only raises."""
+    base = getattr(bench.package.modular, name, None)
+    return getattr(type(backend), name, None) is not base
 
 
 class OverwritesTheFirstDispatch(Honest):

@@ -117,6 +117,8 @@ class QuantizesTwice(Honest):
     cases=[
         *variants(Case(), quantization=QUANTIZATIONS),
         *variants(Case(routing="holes"), quantization=QUANTIZATIONS[1:]),
+        # The first expert alone: an id of 0 is an expert as others are.
+        Case(ids=(((0,),) * 5, (), ((0,),) * 8, ((0,),) * 3), topk=1, quantization="fp8_tensor"),
         *variants(Case(defer=True), quantization=("none", "fp8_static", "fp8_token", "fp8_block")),
     ],
     wrong=[

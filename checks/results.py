@@ -180,6 +180,8 @@ def _reduction_problem(trip: Trip) -> str | None:
     named = {name: trip.bench.rank for name in inspect.signature(kind).parameters if name == "rank"}
     if reduction != kind(**named) or reduction == object():
         return f"{kind.__name__} is equal to what it should not be, or not to one that is made alike"
+    if kind.__hash__ is not None and hash(reduction) != hash(kind(**named)):
+        return f"{kind.__name__} has another hash than one that is equal to it"
     for name in inspect.signature(kind).parameters:
         if reduction == kind(**{**named, name: -1}):
             return f"{kind.__name__} is equal to one with another {name}"

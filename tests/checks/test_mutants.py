@@ -1,6 +1,8 @@
 """The mutation run: what is wrong is found, what only reads differently is not, and nothing is left behind."""
 
 import ast
+import os
+import signal
 import time
 
 import pytest
@@ -72,7 +74,7 @@ def hunted(module, text):
     (mutation,) = [one for one in mutations(module, source) if f"{one.operator}: {one.text}" == text]
     cells = [
         mutants.Cell("no_dp_ep", name, 1)
-        for name in ("overrides_match_the_base", "prepare_leaves_its_inputs_alone", "router_weights_are_applied_once")
+        for name in ("router_weights_are_applied_once", "overrides_match_the_base")
     ]
     run = mutants.Run(1, (1,), time.monotonic() + 60)
     run.cells = lambda _: cells
@@ -80,3 +82,24 @@ def hunted(module, text):
     assert mutants.path_of(module).read_text() == source
     (result,) = run.results
     return result
+
+
+def test_what_is_wrong_is_found():
+    """The weight is applied, or not, against what was asked for: the check of that is named, and its message kept."""
+    change = "apply_router_weight_on_input -> not apply_router_weight_on_input"
+    result = hunted(mutants.MODULES[-2], f"condition negated: {change}")
+    assert result.killer == "router_weights_are_applied_once on no_dp_ep, 1 ranks"
+    assert result.message.startswith("no_dp_ep: router_weights_are_applied_once: rank 0 of 1")
+
+
+def test_what_is_equivalent_survives():
+    """Copying what would not have to be copied is slower, and nothing else."""
+    change = "fused_expert_output.clone() if overlapping else fused_expert_output -> fused_expert_output.clone()"
+    assert not hunted(mutants.MODULES[-1], f"only this arm: {change}").killer
+
+
+def test_what_ends_its_process_is_found(monkeypatch):
+    """A mutation may do anything to the process that it is made in: that is found too."""
+    monkeypatch.setattr(mutants, "mutate", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    change = "fused_expert_output.clone() if overlapping else fused_expert_output -> fused_expert_output.clone()"
+    assert hunted(mutants.MODULES[-1], f"only this arm: {change}").killer == "ended"
