@@ -173,6 +173,10 @@ class Split:
         lines = [self._document.lines[u.last - 1] for u in defining(self._units, name)]
         return not any("F401" in line for line in lines)
 
+    def line(self, number: int) -> str:
+        """A line of the old module."""
+        return self._document.lines[number - 1]
+
     def encode(self, text: str) -> bytes:
         """The content of a new module: in the old one's encoding, with its line ends."""
         return self._document.encode(text.replace("\n", self._document.newline))

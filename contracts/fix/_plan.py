@@ -89,7 +89,8 @@ class _Planner:
         self._options = options
         self._index = configured.index
         self._work = Workspace(configured, options.top, with_git=options.with_git)
-        self._plan = Plan(self._work.changes, open=self._work.open)
+        self._plan = Plan(self._work.changes)
+        self._made: list[Open] = []
         self._importers: dict[str, bool] = {}
         self._lazily = lazily
         self._exporters: dict[str, Exporter] = {}
@@ -106,8 +107,9 @@ class _Planner:
             exporter.finish()
         self._plan.said += [text.format(listed(names)) for text, names in self._unsaid.items()]
         self._work.finish()
+        self._plan.open = [self._work.relocated(item) for item in self._plan.open] + self._made
         if found:
-            self._plan.open += self._work.leftovers()
+            self._plan.open += self._work.leftovers(self._plan.open)
         return self._plan
 
     # Moving
@@ -180,8 +182,8 @@ class _Planner:
             if new not in parts:
                 parts[new] = Part(new, self._work.claim(new, item.where), [])
             parts[new].classes.append(item.definition.name)
-        prefix = f"{module}."
-        split = Split(file, module, [*parts.values()], {n.removeprefix(prefix) for n in used if n.startswith(prefix)})
+        own = {name.rpartition(".")[2] for name in used if name.rpartition(".")[0] == module}
+        split = Split(file, module, [*parts.values()], own)
         self._work.moves.names |= split.names
         shown = self._work.changes.show
         for part in split.parts:
@@ -212,12 +214,16 @@ class _Planner:
             for part in split.parts:
                 text, open_ = split.new_text(part, work.moves, work.limit, work.star_has)
                 first, last = min(u.first for u in part.units), max(u.last for u in part.units)
-                self._plan.open += [item for item in open_ if first <= item.line <= last]
+                lines = text.split("\n")
+                for item in open_:
+                    if first <= item.line <= last:
+                        line = split.line(item.line)
+                        number = lines.index(line) + 1 if line in lines else 1
+                        self._made.append(Open(work.changes.show(part.path), number, item.reason))
                 work.changes.written[part.path] = split.encode(text)
             document, open_ = split.rest(work.moves, work.limit, work.star_has)
             if self._options.shim:
-                prefix = f"{split.module}."
-                left = {n.removeprefix(prefix): new.rpartition(".")[0] for n, new in split.names.items()}
+                left = {name.rpartition(".")[2]: new.rpartition(".")[0] for name, new in split.names.items()}
                 gone = {name: new for name, new in left.items() if not split.still_public(name)}
                 if gone:
                     _shims.add_names(document, gone)

@@ -66,7 +66,6 @@ class Workspace:
         self.limit = line_length(top)
         self.changes = Changes(top)
         self.moves = Moves()
-        self.open: list[Open] = []
         self._graph = configured.graph
         self.outside = Outside(top, configured.index.tree.paths, with_git=with_git)
         self._documents: dict[str, Document] = {}
@@ -215,10 +214,21 @@ class Workspace:
 
     # What is left
 
-    def leftovers(self) -> Iterator[Open]:
+    def relocated(self, item: Open) -> Open:
+        """A place in a file as it was, as the place in the file as it will be."""
+        document = next((d for d in self._documents.values() if d.path == item.path), None)
+        if document is None:
+            return item
+        start = document.line_start(item.line)
+        before = [edit for edit in document.edits if edit.start < start]
+        more = sum(edit.text.count("\n") - document.text.count("\n", edit.start, edit.end) for edit in before)
+        path = document.file.path
+        return Open(self.changes.show(self.changes.renamed.get(path, path)), item.line + more, item.reason)
+
+    def leftovers(self, known_already: Iterable[Open]) -> Iterator[Open]:
         """The places in any text file that still name an old path."""
         patterns = [_spelled(old) for old in sorted({*self.moves.modules, *self.moves.names})]
-        known = {(item.path, item.line) for item in self.open}
+        known = {(item.path, item.line) for item in known_already}
         sources = {new: old for old, new in self.changes.renamed.items()}
         contents = {file.path: file for file in [*self.files.values(), *self.outside.files]}
         for path in sorted({*self.outside.every, *self.changes.written} - self.changes.renamed.keys()):

@@ -311,8 +311,9 @@ def test_documents_and_packages_that_name_what_moves(repository):
     assert '"from pkg.backends.fast import FastBackend\\n"' in files["docs/use.ipynb"]
     assert "_WHERE = {'FastBackend': 'backends.fast'}" in files["pkg/__init__.py"]
     assert (
-        "Left as they are, for you to look at (1):\n"
+        "Left as they are, for you to look at (2):\n"
         "CODEOWNERS:1 says pkg/fast_backend.py: pkg.fast_backend is now pkg.backends.fast\n"
+        "pkg/__init__.py:12 imports a computed name, which may be pkg.fast_backend: it is now pkg.backends.fast\n"
     ) in summary
 
 

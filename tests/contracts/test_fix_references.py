@@ -240,7 +240,7 @@ def test_lists_what_reading_cannot_decide(repository):
     said = repository.apply().partition("Left as they are, for you to look at (5):\n")[2].splitlines()[:5]
     assert said == [
         "notes.txt:1 says pkg/fast_backend.py: pkg.fast_backend is now pkg.backends.fast",
-        "pkg/fast_backend.py:5 uses __file__, which is another one in the new place",
+        "pkg/backends/fast.py:5 uses __file__, which is another one in the new place",
         "use.py:5 names pkg.many.SlowBackend, which is now pkg.backends.slow.SlowBackend",
         "use.py:7 imports a computed name, which may be pkg.fast_backend: it is now pkg.backends.fast",
         "use.py:9 names pkg.many.SlowBackend, which is now pkg.backends.slow.SlowBackend, through module",
