@@ -120,7 +120,7 @@ class Methods:
             node = self._syntax.class_(value)
             if node is not None:
                 self._read(node.body, value, found)
-                for name in self._syntax.summary(value.module).classes[value.key].attributes.keys() - found.keys():
+                for name in self._syntax.index.resolver.record(value).attributes.keys() - found.keys():
                     found[name] = [self._attribute(name, node, value)]  # by an import, a loop, "with" or ":="
                     found[name][0].not_understood = [ast.Name(name)]
         return self._defined[value]
@@ -272,7 +272,7 @@ class Methods:
             return owner.module, ast.copy_location(ast.FunctionDef("", value.args, [body], []), value)
         meaning = self._names.expression(owner.module, value, owner)
         if isinstance(value, ast.Name):
-            ref = self._syntax.summary(owner.module).classes[owner.key].attributes.get(value.id)
+            ref = self._syntax.index.resolver.record(owner).attributes.get(value.id)
             if ref is not None:
                 meaning = FunctionValue(owner.module, ref[1]) if ref[0] == "d" else Lost(value.id)
         elif isinstance(value, ast.Attribute):

@@ -63,7 +63,7 @@ class Names:
             case External(outer):
                 return External(f"{outer}.{name}")
             case ClassValue():
-                ref = self._syntax.summary(owner.module).classes[owner.key].attributes.get(name)
+                ref = self._syntax.index.resolver.record(owner).attributes.get(name)
                 if ref is not None and ref[0] == "c":
                     return ClassValue(owner.module, ref[1])
                 return Lost(f"{owner.key.partition('@')[0]}.{name}")
@@ -77,7 +77,7 @@ class Names:
         if not isinstance(node, ast.Name):
             return Lost(ast.unparse(node))
         if scope is not None:
-            ref = self._syntax.summary(module).classes[scope.key].attributes.get(node.id)
+            ref = self._syntax.index.resolver.record(scope).attributes.get(node.id)
             if ref is not None and ref[0] == "c":
                 return ClassValue(module, ref[1])
         meaning = self.follow(module, node.id)

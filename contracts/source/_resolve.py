@@ -43,6 +43,7 @@ __all__ = [
 _MAX_FRAME = 12  # bound parameters that a call carries; enough for factories of factories
 _NOT_SHOWN = Unknown("an item of a dict that its display does not hold")
 _MAX_CALLS = 4  # of functions that call functions: each may be called in many ways, and so on
+_MOST_STRINGS = 64  # that a concatenation may give
 _MOST_CALLS = 300  # for one name; numerical code calls itself in more ways than can be followed
 _MAX_NESTING = 25  # of sequences that are made of others
 _MAX_DEPTH = 90  # of names that lead to names; only a runaway definition goes deeper
@@ -103,7 +104,9 @@ class Resolver:
 
     def record(self, value: ClassValue) -> ClassRecord:
         """What was read of a class."""
-        return self._summary(value.module).classes[value.key]
+        known = self._summary(value.module).classes.get(value.key)
+        # A call in a function that was not looked into at first may make one, too.
+        return known if known is not None else self._deep_summary(value.module).classes[value.key]
 
     def bases(self, value: ClassValue) -> list[Values]:
         """The possible values of each base, in order; a starred base counts as one of unknown length."""
@@ -315,7 +318,7 @@ class Resolver:
             case ["g", name]:
                 return self._global(module, name)
             case ["c", key]:
-                local = frame and self._summary(module).classes[key].in_function
+                local = frame and self.record(ClassValue(module, key)).in_function
                 return frozenset({ClassValue(module, key, frame if local else ())})
             case ["d", key]:
                 return frozenset({FunctionValue(module, key)})
@@ -362,7 +365,10 @@ class Resolver:
         if left[0] in {"t", "h"} or right[0] in {"t", "h"}:
             return self.display(ref, module, frame)
         texts = [self.values(side, module, frame) for side in (left, right)]
-        if all(side and all(isinstance(value, Constant) for value in side) for side in texts):
+        is_text = all(side and all(isinstance(value, Constant) for value in side) for side in texts)
+        if is_text and len(texts[0]) * len(texts[1]) > _MOST_STRINGS:
+            return frozenset({Unknown("a computed string", frozenset({module}))})
+        if is_text:
             return frozenset(
                 Constant(f"{one.value}{two.value}")
                 for one in texts[0]
