@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grimp
 
@@ -73,9 +73,7 @@ class Place:
 
 @dataclass(slots=True)
 class Runtime:
-    """What importing gave: the classes as the program reports them; what kept modules from being imported; and
-    what kept bases from being found.
-    """
+    """What importing gave: classes as the program reports them; what kept modules and bases from being found."""
 
     classes: list[dict[str, Any]]
     errors: dict[str, str]
@@ -93,7 +91,7 @@ class RuntimeProcess:
         self._command = [sys.executable, *arguments, str(_PROGRAM)]
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> RuntimeProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -328,7 +326,8 @@ def _run(package: str, bases: Sequence[str]) -> Iterator[str | Comparison]:
     started = time.perf_counter()
     with RuntimeProcess() as process:
         runtime = process.ask(modules, folders, bases)
-    yield f"imported {len(modules) - len(runtime.errors)} of {len(modules)} modules in {time.perf_counter() - started:.1f} s"
+    seconds = time.perf_counter() - started
+    yield f"imported {len(modules) - len(runtime.errors)} of {len(modules)} modules in {seconds:.1f} s"
     for module in files:
         if module not in modules:
             runtime.errors[module] = "it is a program, and was not imported" if module in graph.modules else (
@@ -351,7 +350,8 @@ def _report(result: Comparison) -> Iterator[str]:
         f"{result.dynamic} made otherwise, {result.dynamic_found} of them found; "
         f"{len(result.false)} found that are none, {len(result.excess)} found that did not come to be"
     )
-    yield f"  precision {result.precision:.5f}, recall {result.recall:.5f}: {'holds' if result.holds else 'DOES NOT HOLD'}"
+    verdict = "holds" if result.holds else "DOES NOT HOLD"
+    yield f"  precision {result.precision:.5f}, recall {result.recall:.5f}: {verdict}"
     for name in result.false:
         yield f"  FALSE {name}"
     for title, entries in (("missed", result.misses), ("never came to be", result.excess)):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import ClassVar
 
 import pytest
 
@@ -76,7 +77,10 @@ def test_several_root_packages_are_all_named(small):
     [
         ("pkg.goood", "no module of the root packages matches 'pkg.goood'. Closest module: 'pkg.good'."),
         ("pkg.goood.*", "no module of the root packages matches 'pkg.goood.*'. Closest module: 'pkg.good'."),
-        ("pkg.good.fine.*", "no module of the root packages matches 'pkg.good.fine.*'. Closest module: 'pkg.good.fine'."),
+        (
+            "pkg.good.fine.*",
+            "no module of the root packages matches 'pkg.good.fine.*'. Closest module: 'pkg.good.fine'.",
+        ),
         ("zebra", "no module of the root packages matches 'zebra'."),
         ("json", "no module of the root packages matches 'json'."),
         (
@@ -88,9 +92,7 @@ def test_several_root_packages_are_all_named(small):
 )
 @pytest.mark.parametrize("option", ["allowed_modules", "modules"])
 def test_a_module_that_cannot_be_found(small, option, expression, text):
-    """An expression that matches nothing is an error even beside one that matches; a module of another package that
-    the graph knows by name alone is none to look into.
-    """
+    """An expression that matches nothing is an error even beside one that matches; other packages' modules do not."""
     small.write({"pkg/uses.py": "import json\n"})
     contract = PLACEMENT if option == "allowed_modules" else FORBIDDEN
     session = {"include_external_packages": "True"}
@@ -340,7 +342,7 @@ class TestFilesThatCannotBeChecked:
 class TestFilesThatTheGraphLeavesOut:
     """Python files below a root package that import-linter does not see."""
 
-    CASES = {
+    CASES: ClassVar = {
         "no __init__.py": (
             {"pkg/sub/mod.py": SUBCLASS},
             ["pkg/sub/mod.py:4 defines Bad, but {}: pkg/sub has no __init__.py. Add pkg/sub/__init__.py"],
@@ -498,7 +500,7 @@ def test_linted_code_is_not_run(small):
 
 def test_no_warning_from_python(small):
     """``python -W error`` finds nothing to complain of, in the linter or in what it reads of the linted code."""
-    small.write({"pkg/escape.py": "from pkg.base import Base\n\npattern = '\\d'\nsame = 1 is 1\n\nclass E(Base): ...\n"})
+    small.write({"pkg/escape.py": "from pkg.base import Base\n\npattern = '\\d'\nsame = 1 is 1\nclass E(Base): ...\n"})
     code = "from importlinter.cli import lint_imports_command as command; command()"
     done = small.run([sys.executable, "-W", "error", "-P", "-c", code, "--no-logo"])
     assert (done.returncode, done.stdout.splitlines()[-2]) == (1, BAD)

@@ -95,7 +95,9 @@ def test_expectations_are_what_python_makes_of_the_packages(case: Case, process:
     called = {(name, labels[position]) for _, name, of in truth.dynamic for position in of}
     lines = {item: _line(case, item) for item in case.found}
     by_call = {item for item, text in lines.items() if not re.match(r"\s*class\b", text)}
-    made = {item for item in by_call for name, label in called if label == item.label and f'"{name}"' in _call(case, item)}
+    made = {
+        item for item in by_call for name, label in called if label == item.label and f'"{name}"' in _call(case, item)
+    }
     expected = case.found - case.not_here
     problems = [
         *(f"{item} is expected, but Python makes no subclass there" for item in sorted(expected - by_call - real)),
