@@ -72,7 +72,7 @@ class Search:
             self._carry(target.module, _own_name(target))
         self._drain()
         for module in self._survey.with_dynamic_bases:
-            if module in self._in_graph:
+            if module in self._in_graph and module in self.reaching:
                 self._evaluate_dynamic(module)
         self._evaluate_injected()
         self._drain()
