@@ -9,7 +9,7 @@ or a renaming holds it are parsed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,10 +19,10 @@ from grimp import ImportGraph
 from contracts.source._answer import Answer, ClassDefinition, Problem
 from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
+from contracts.source._factories import Factories
 from contracts.source._left_out import why_left_out
 from contracts.source._occurrences import Occurrences, all_of, names_in
-from contracts.source._resolve import ClassValue, Display, Frame, FunctionValue, Instance, ModuleValue, Unknown, Value
-from contracts.source._sight import absolute
+from contracts.source._resolve import ClassValue, Display, Instance, ModuleValue, Unknown, Value
 from contracts.source._summary import Ref, Summary
 from contracts.source._tree import relative_path
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # Refs that stand for something only running could tell, or that hold it.
 _DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e", "w", "l"})
 _ANY_NAME = "<any name>"  # stands for a name that nothing in a module spells
-_DEEPEST_CALL = 5  # of functions that hand on what they are handed
 
 
 class Search:
@@ -54,6 +53,7 @@ class Search:
         self._chains: dict[ClassValue, tuple[ClassValue, ...] | None] = {}
         self._found: dict[tuple[str, str], ClassDefinition] = {}
         self._doubts = Doubts(self)
+        self._factories = Factories(self)
         self._carried: set[tuple[str, bytes]] = set()
         self._doubtful: set[tuple[str, bytes]] = set()
         self._aliased: dict[tuple[str, bytes], set[bytes]] = {}
@@ -63,7 +63,6 @@ class Search:
         self._sight = index.sight(graph)
         self._held: set[str] = set()
         self._roamed: set[bytes] = set()
-        self._makers: dict[tuple[str, str], bool] = {}
         self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
 
     def run(self) -> Answer:
@@ -118,7 +117,7 @@ class Search:
             module, name = self._queue.popleft()
             text = self._survey.text(module)
             binds, callees = text.uses(name)
-            passes = any(self._may_create(module, callee) for callee in callees)
+            passes = any(self._factories.may_create(module, callee) for callee in callees)
             if binds or passes or text.names_in_header(name) or module in self._survey.lazy:
                 self._evaluate(module, name, binds=binds, passes=passes)
             carry = self._carry if (module, name) in self._carried else self._carry_doubt
@@ -191,15 +190,16 @@ class Search:
     def _evaluate(self, module: str, name: bytes, *, binds: bool, passes: bool) -> None:
         summary = self.index.summary(module, deep=passes)
         tokens = frozenset(n.decode("utf-8", "replace") for n in (name, *self._aliased.get((module, name), ())))
-        for key in all_of(self._occurrences(module, deep=passes).classes, tokens):
-            self._judge(ClassValue(module, key))
+        for key in all_of(self.occurrences(module, deep=passes).classes, tokens):
+            self.judge(ClassValue(module, key))
         self._evaluate_dynamic(module)
         if binds or module in self._survey.lazy:
-            self._carry_on(module, summary, self._occurrences(module, deep=passes), tokens)
+            self._carry_on(module, summary, self.occurrences(module, deep=passes), tokens)
         if passes:
-            self._evaluate_calls(module, summary, tokens)
+            self._factories.evaluate(module, tokens)
 
-    def _occurrences(self, module: str, *, deep: bool) -> Occurrences:
+    def occurrences(self, module: str, *, deep: bool) -> Occurrences:
+        """Which refs of a module hold a name."""
         if (module, deep) not in self._known_occurrences:
             self._known_occurrences[module, deep] = Occurrences(self.index.summary(module, deep=deep))
         return self._known_occurrences[module, deep]
@@ -216,12 +216,12 @@ class Search:
         for place in all_of(where.patches, tokens):
             owner, name, ref = summary.patches[place]
             values = resolver.values(ref, module)
-            for value in resolver.values(owner, module) if self._holds(values, 0) else ():
+            for value in resolver.values(owner, module) if self.holds(values, 0) else ():
                 if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
                     self._chains = {of: chain for of, chain in self._chains.items() if chain is not None}
                     self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
                     if name == "__bases__" and isinstance(value, ClassValue):
-                        self._judge(value)
+                        self.judge(value)
         if summary.strings is not None and any(self._renames(module, summary, token) for token in tokens):
             for string in summary.strings:
                 if string.isidentifier() and string not in tokens:
@@ -237,7 +237,7 @@ class Search:
 
     def _carry_if_held(self, module: str, name: str, values: Iterable[Value]) -> None:
         values = [*values]
-        if self._holds(values, 0):
+        if self.holds(values, 0):
             self._carry(module, name.encode())
         elif any(value in self._doubts for value in values):
             self._carry_doubt(module, name.encode())
@@ -256,84 +256,12 @@ class Search:
                     value = ClassValue(user, key)
                     bases = self.index.resolver.bases(value)
                     if any(isinstance(option, Unknown) for options in bases for option in options):
-                        self._judge(value)
+                        self.judge(value)
 
     def _binds_unseen(self, module: str) -> bool:
         """Whether a module may have any name at all, and reading cannot tell what it stands for."""
         values = self.index.resolver.export(module, _ANY_NAME)
         return any(isinstance(value, Unknown) for value in values)
-
-    def _evaluate_calls(self, module: str, summary: Summary, tokens: frozenset[str]) -> None:
-        """Classes that come to be in a function that is handed one of ours."""
-        for place in all_of(self._occurrences(module, deep=True).calls, tokens):
-            self._follow_call(summary.calls[place], module, (), 0)
-
-    def _follow_call(self, call: Ref, module: str, frame: Frame, depth: int) -> None:
-        _, function, arguments, keywords = call
-        resolver = self.index.resolver
-        functions = [v for v in resolver.values(function, module, frame) if isinstance(v, FunctionValue)]
-        makers = [callee for callee in functions if self._makes(callee)]
-        handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module, frame) if makers]
-        if not makers or not self._holds(handed, 0):
-            return
-        for callee in makers:
-            inner = resolver.bind(callee, arguments, keywords, module, frame)
-            self._judge_locals(callee, inner)
-            for handing_on in self._handing_on(callee) if depth < _DEEPEST_CALL else ():
-                self._follow_call(handing_on, callee.module, inner, depth + 1)
-
-    def _handing_on(self, function: FunctionValue) -> list[Ref]:
-        """The calls in a function to which it hands a parameter of its own."""
-        calls = self.index.summary(function.module, deep=True).calls
-        places = self._occurrences(function.module, deep=True).calls.get(function.key, [])
-        return [calls[place] for place in places]
-
-    def _makes(self, function: FunctionValue) -> bool:
-        """Whether a class may come to be in a function, or in one to which it hands on what it is handed."""
-        place = (function.module, function.key)
-        if place not in self._makers:
-            self._makers[place] = False  # calling itself, it makes no more
-            resolver = self.index.resolver
-            self._makers[place] = next(self._local_classes(function), None) is not None or any(
-                self._makes(callee)
-                for call in self._handing_on(function)
-                for callee in resolver.values(call[1], function.module)
-                if isinstance(callee, FunctionValue)
-            )
-        return self._makers[place]
-
-    def _local_classes(self, function: FunctionValue) -> Iterator[str]:
-        """The keys of the classes that come to be in a function."""
-        summary = self.index.summary(function.module, deep=True)
-        prefix = f"{summary.functions[function.key].qualname}.<locals>."
-        for key, record in summary.classes.items():
-            if record.qualname.startswith(prefix):
-                yield key
-
-    def _may_create(self, module: str, callee: bytes) -> bool:
-        """Whether a function, as a module writes its name, may create a class; told from the texts alone."""
-        owner, _, _ = callee.partition(b".")
-        name = callee.rpartition(b".")[2]
-        text = self._survey.text(module)
-        if b"def " + name in text.source and text.creates_locally:
-            return True
-        if not owner or (owner == name and b"def " + name in text.source):
-            return False  # a method of some object, or a function that creates none
-        if callee == b"?":
-            return text.creates_locally or bool(text.imports)
-        package = module if self._files[module].is_package else module.rpartition(".")[0]
-        for written in text.imported_from(owner):
-            source = absolute(written, package)
-            for candidate in (source, f"{source}.{owner.decode('utf-8', 'replace')}"):
-                if candidate in self._files:
-                    there = self._survey.text(candidate)
-                    if there.creates_locally or b"def " + name not in there.source:
-                        return True
-        return False
-
-    def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
-        for key in self._local_classes(function):
-            self._judge(ClassValue(function.module, key, frame))
 
     def _evaluate_dynamic(self, module: str) -> None:
         if module in self._dynamic_done:
@@ -342,12 +270,13 @@ class Search:
         summary = self.index.summary(module)
         for key, record in summary.classes.items():
             if _is_dynamic(record.bases):
-                self._judge(ClassValue(module, key))
+                self.judge(ClassValue(module, key))
         for exported, ref in summary.exports.items():
             if ref[0] == "k" and ref[1] == ["b", "type"]:
                 self._carry_if_held(module, exported, self.index.resolver.values(ref, module))
 
-    def _judge(self, value: ClassValue) -> None:
+    def judge(self, value: ClassValue) -> None:
+        """Note a class that is a subclass, or may be one."""
         if value in self.targets:
             return
         chain = self._chain(value)
@@ -367,12 +296,12 @@ class Search:
         self._found[place] = self.index.define(value, self._chain(value) or ())
         self._carry(value.module, _own_name(value))
         decorators = self.index.resolver.record(value).decorators
-        if any(self._may_create(value.module, decorator.encode()) for decorator in decorators):
+        if any(self._factories.may_create(value.module, decorator.encode()) for decorator in decorators):
             for call in self.index.summary(value.module).calls:
                 if call[2] == [["c", value.key]]:
-                    self._follow_call(call, value.module, (), 0)
+                    self._factories.follow(call, value.module, (), 0)
 
-    def _holds(self, values: Iterable[Value], depth: int) -> bool:
+    def holds(self, values: Iterable[Value], depth: int) -> bool:
         """Whether one of our classes is among the values, or in a display among them."""
         held = False
         for value in values:
@@ -387,7 +316,7 @@ class Search:
             elif isinstance(value, Display) and depth < 5:
                 items = self.index.resolver.display_items(value)
                 for item in items:  # each, even when one is found: looking adds it
-                    held |= self._holds(item, depth + 1)
+                    held |= self.holds(item, depth + 1)
         return held
 
     # What lies beside
