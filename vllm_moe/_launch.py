@@ -129,7 +129,10 @@ def _child(rank: int, ranks: int, port: int, options: Options, settings: Setting
     """Be a rank that this program started."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     store = _tcp_store("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=settings.seconds))
-    sys.exit(_be_rank(rank, ranks, store, options, settings))
+    code = _be_rank(rank, ranks, store, options, settings)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not sys.exit: a thread of gloo's that is still there then aborts the process now and again
 
 
 def launch(options: Options, settings: Settings, ranks: int) -> int:

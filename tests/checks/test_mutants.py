@@ -1,9 +1,11 @@
 """The mutation run: what is wrong is found, what only reads differently is not, and nothing is left behind."""
 
 import ast
+import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -68,8 +70,21 @@ def test_each_changes_something_and_compiles(module):
         compile(tree, module, "exec")
 
 
-def hunted(module, text):
-    """Run one mutation in a process of its own, as a run does, and give its result."""
+def ends_its_process(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hunted(module, text, *, mutate=None):
+    """Run one mutation as a run does, and give its result.
+
+    In a new process, since a run forks from one that has started no threads, and others' tests start some in this one.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(hunt, module, text, mutate).result()
+
+
+def hunt(module, text, mutate):
+    mutants.mutate = mutate or mutants.mutate
     source = mutants.path_of(module).read_text()
     (mutation,) = [one for one in mutations(module, source) if f"{one.operator}: {one.text}" == text]
     cells = [
@@ -98,8 +113,8 @@ def test_what_is_equivalent_survives():
     assert not hunted(mutants.MODULES[-1], f"only this arm: {change}").killer
 
 
-def test_what_ends_its_process_is_found(monkeypatch):
+def test_what_ends_its_process_is_found():
     """A mutation may do anything to the process that it is made in: that is found too."""
-    monkeypatch.setattr(mutants, "mutate", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     change = "fused_expert_output.clone() if overlapping else fused_expert_output -> fused_expert_output.clone()"
-    assert hunted(mutants.MODULES[-1], f"only this arm: {change}").killer == "ended"
+    result = hunted(mutants.MODULES[-1], f"only this arm: {change}", mutate=ends_its_process)
+    assert result.killer == "ended"
