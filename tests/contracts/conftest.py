@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.contracts.projects import Project
+
+# A busy machine is slow at making cases, which says nothing of them.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # One base, one class where it belongs, one where it does not.
 SMALL = {
