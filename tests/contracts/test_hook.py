@@ -100,11 +100,11 @@ def test_hooks_where_everything_is_installed(small, tmp_path):
 
 
 def copy_of_this_repository(folder: Path, home: Path) -> Scratch:
-    """What is packaged, and the configurations, under git."""
+    """What is packaged or linted, and the configurations, under git."""
     for name in ("pyproject.toml", "README.md", "LICENSE", *(path.name for path in REPOSITORY.glob(".*[a-z]"))):
         if (REPOSITORY / name).is_file() and name != ".git":
             shutil.copy(REPOSITORY / name, folder)
-    for name in ("contracts", "checks", "vllm_moe"):
+    for name in ("contracts", "checks", "vllm_moe", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     scratch = Scratch(Project(folder), home)
     worked, text = scratch.commit()
