@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import grimp
+
 from contracts.source._tree import SourceFile, Tree
 
 
@@ -133,14 +135,14 @@ def _hash(*parts: str) -> str:
 
 
 def _reader_version() -> str:
-    """Changes with whatever reads the sources: the text of this code, and Python with its grammar.
+    """Changes with whatever reads the sources: the text of this code, Python with its grammar, and grimp.
 
     Not the distribution's version, which two commits share, and not the times of these files, which each
     installation makes anew: a cache restored in CI would never be used.
     """
     here = os.path.dirname(__file__)
-    parts = [sys.version.encode()]
-    for folder in (os.path.dirname(here), here):
+    parts = [sys.version.encode(), sys.platform.encode(), grimp.__version__.encode()]
+    for folder in (os.path.dirname(here), *sorted(folder for folder, _, _ in os.walk(here))):
         for name in sorted(os.listdir(folder)):
             if name.endswith(".py"):
                 with open(os.path.join(folder, name), "rb") as file:
