@@ -257,7 +257,9 @@ def index_of(session_options: dict[str, Any]) -> Index:
             for key in ("exclude_type_checking_imports", "include_external_packages")
         ]
         _refuse_hidden_roots(session_options["root_packages"])
-        index = Index(session_options["root_packages"], Cache(_cache_folder(), dependent))
+        cache = Cache(_cache_folder(), dependent)
+        # The first run is nearly always the only one of its process.
+        index = Index(session_options["root_packages"], cache, is_lasting=_latest is None)
         _latest = (session_options, index)
     return _latest[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,15 +34,22 @@ class Index:
     Args:
         roots: the root packages.
         cache: where answers and summaries are kept between runs.
+        is_lasting: to be used for as long as the process runs, so that no garbage collection, such as the one
+            at its end, need walk what it holds. Another index takes that back.
 
     Raises:
         RootNotFoundError: a root package is nowhere on the path.
     """
 
-    def __init__(self, roots: Sequence[str], cache: Cache) -> None:
+    def __init__(self, roots: Sequence[str], cache: Cache, *, is_lasting: bool = False) -> None:
+        self._is_lasting = is_lasting
         self.tree = Tree(roots)
         self._cache = cache
         cache.open(self.tree)
+        if is_lasting:
+            gc.freeze()  # with all that was imported
+        else:
+            gc.unfreeze()
         self._summaries: dict[tuple[str, bool], Summary] = {}
         self._trees: dict[str, ast.Module] = {}
         self._sight: Sight | None = None
@@ -136,14 +144,14 @@ class Index:
             return stored
         if stored is not None and outside is not None and stored[0] == outside.fingerprint:
             return stored[1]
-        import gc  # noqa: PLC0415  see above
-
         # A syntax tree is many small objects that all live: collecting garbage among them only costs.
         collecting = gc.isenabled()
         gc.disable()
         try:
             answer = compute()
         finally:
+            if self._is_lasting:
+                gc.freeze()
             if collecting:
                 gc.enable()
         if outside is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -122,3 +123,12 @@ def _call(case: Case, item: Expectation) -> str:
     """The line of an expectation and the one after it, where a long call holds the name."""
     text = (case.folder / item.path).read_bytes().decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(text.split("\n")[item.line - 1 : item.line + 1])
+
+
+@pytest.mark.parametrize("case", CASES[:1], indirect=True)
+def test_a_process_that_reads_several_trees_keeps_one(case: Case) -> None:
+    """What the index of a process's only run holds is out of the garbage collector's reach until there is another."""
+    Index(case.roots, Cache(None, []), is_lasting=True)
+    assert gc.get_freeze_count() > 0
+    Index(case.roots, Cache(None, []))
+    assert gc.get_freeze_count() == 0
