@@ -6,6 +6,7 @@ parent package, without its parent's. Only what may name one is parsed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _DOCUMENTS = (".ipynb", ".md", ".rst")
+_LONG = 12  # so long an end of a word is as rare as the word
 _LAST_WORD = re.compile(rb"\w+$")
 # A line of a long import, and an import that does not begin its line.
 _LISTED = re.compile(rb"[\w \t,()]*(?:#[^\n]*)?\n?")
@@ -55,9 +57,19 @@ def find_references(
     """Every place that names one of the paths or something in it, and the files that could not be read."""
     finder = _Finder(index, Paths(paths))
     for file in [*index.tree.files.values(), *index.tree.shadowed]:
-        finder.look_at(file, file.module)
+        if finder.may_name(index.survey.text_of(file).source, file):
+            finder.look_at(file)
     for file in outside:
-        finder.look_at(file, None)
+        try:
+            # Of letters that Python reads as others, those of documents matter little.
+            content = file.content
+            source = content if content.isascii() or file.path.endswith(_DOCUMENTS) else file.searchable
+        except SourceError as error:
+            finder.problems.append(Problem.of(error))
+        else:
+            if finder.may_name(source, file):
+                finder.look_at(file)
+    finder.problems += [Problem.of(error) for error in index.survey.errors.values()]
     return sorted(set(finder.found)), sorted(set(finder.problems))
 
 
@@ -143,25 +155,35 @@ class _Finder:
         self._wanted = [Wanted(path) for path in paths]
         self._above = {wanted.above for wanted in self._wanted}
         self._parents = {wanted.parent for wanted in self._wanted}
+        # Each search of everything costs; paths by the dozen have few parents.
+        lasts = _endings(path.rpartition(".")[2] for path in paths)
+        self._are_parents = len(lasts) > 2 * len(self._above)
+        self._words = sorted(self._above) if self._are_parents else lasts
         self._folders: dict[str, str] | None = None
         self.found: list[Reference] = []
         self.problems: list[Problem] = []
 
-    def look_at(self, file: SourceFile, module: str | None) -> None:
+    def may_name(self, source: bytes, file: SourceFile) -> bool:
+        """Whether the source of a file may name one of the paths; next to none does."""
+        for word in self._words:
+            if word in source:
+                return True
+        return self._are_parents and self._is_inside(self._package_of(file))
+
+    def _is_inside(self, package: str | None) -> bool:
+        return any(f"{package}.".startswith(f"{parent}.") for parent in self._parents)
+
+    def look_at(self, file: SourceFile) -> None:
+        """Find what a file names."""
         try:
             is_python = not file.path.endswith(_DOCUMENTS)
-            if module is None:
-                # Documents are searched as they are: that Python reads some letters as others matters little.
-                text = Text(file.searchable if is_python else file.content)
-                package = self._package_of(file)
-            else:
+            module = file.module or None
+            if module is not None:
                 text = self._index.survey.text_of(file)
-                package = module if file.is_package else module.rpartition(".")[0]
-            if file.path in self._index.survey.errors:
-                raise self._index.survey.errors[file.path]
-            # Few files hold the name of a parent at all, and most paths share theirs.
-            inside = any(f"{package}.".startswith(f"{parent}.") for parent in self._parents)
-            if not inside and not any(above in text.source for above in self._above):
+            else:
+                text = Text(file.searchable if is_python else file.content)
+            package = self._package_of(file)
+            if not self._is_inside(package) and not any(above in text.source for above in self._above):
                 return
             if not any(wanted.may_be_in(text, package or "", is_python=is_python) for wanted in self._wanted):
                 return
@@ -176,15 +198,17 @@ class _Finder:
             reason = "cannot be analysed: an expression is nested too deeply"
             self.problems.append(Problem(relative_path(file.path), 1, reason))
 
-    @staticmethod
-    def _parts(file: SourceFile) -> Sequence[Part]:
+    def _parts(self, file: SourceFile) -> Sequence[Part]:
         if file.path.endswith(_DOCUMENTS):
             return parts(file)
-        lines = file.text.split("\n")
-        return [Part(parse(file), lines, [])]
+        known = self._index.tree.files.get(file.module) is file
+        tree = self._index.syntax_tree(file.module) if known else parse(file)
+        return [Part(tree, file.text.split("\n"), [])]
 
     def _package_of(self, file: SourceFile) -> str | None:
-        """The package in whose folder a file that is no module of it lies, such as a stub."""
+        """The package that a file's relative imports start from; of a stub, the one in whose folder it lies."""
+        if file.module:
+            return file.module if file.is_package else file.module.rpartition(".")[0]
         if self._folders is None:
             self._folders = {
                 _folder(f.path): f.module for f in self._index.tree.files.values() if f.is_package
@@ -223,6 +247,18 @@ class _Finder:
             return False
         ref = self._index.summary(package).exports.get(name)
         return ref is not None and ref not in (["f", package, name], ["m", path])
+
+
+def _endings(words: Iterable[str]) -> list[bytes]:
+    """What to search for in place of some words: where several end alike, their common end."""
+    found: list[str] = []
+    for word in sorted({word[::-1] for word in words}):
+        common = os.path.commonprefix([*found[-1:], word])  # noqa: RUF071  of words, not of paths
+        if found and len(common) >= _LONG:
+            found[-1] = common
+        else:
+            found.append(word)
+    return [word[::-1].encode() for word in found]
 
 
 def _folder(path: str) -> str:
