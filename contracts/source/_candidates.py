@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterator
 from functools import cached_property
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
@@ -26,6 +26,10 @@ _DYNAMIC = re.compile(
     rb"\([^)*(#]*(?:#[^\n]*\n[^)*(#]*)*+[*(]", re.DOTALL
 )
 _ITEM = re.compile(rb"class[ \t]+[\w\x80-\xff]+\([^()\n]*\[[\"']")
+# What is not the whole header of a class with names for bases, as nearly all are: only that is looked at closely.
+_ODD = re.compile(
+    rb"class(?=[ \t\f\\\n])(?![ \t]+[\w\x80-\xff]+(?:\((?:[\w\x80-\xff, \t\n]|\.(?!_)|=[ \t]*(?=\w))*\))?[ \t]*:)"
+)
 _KIND = re.compile(rb"\n\w+ = type\([\w.]+\)")
 # From the keyword to the end of the statement, which goes on in brackets and behind a backslash.
 _IMPORT = re.compile(
@@ -120,23 +124,15 @@ class Text:
             found.append((begin, keyword, match.end()))
         return found
 
-    @property
-    def imported(self) -> KeysView[bytes]:
-        """The names that import statements bring, of a dotted one the last part, and their aliases."""
-        return self._bringing.keys()
-
     @cached_property
-    def _bringing(self) -> dict[bytes, list[tuple[int, int, int]]]:
-        """The import statements that bring each name."""
-        found: dict[bytes, list[tuple[int, int, int]]] = {}
-        for span in self._imports:
-            begin, keyword, end = span
-            brought = self.source[keyword + 6 : end]
-            if begin == keyword:
-                brought = _ABOVE.sub(b"", brought)
-            for name in brought.translate(NAMES_ONLY).split():
-                found.setdefault(name, []).append(span)
-        return found
+    def imported(self) -> frozenset[bytes]:
+        """The names that import statements bring, of a dotted one the last part, and their aliases."""
+        source = self.source
+        brought = [
+            source[keyword + 6 : end] if begin < keyword else _ABOVE.sub(b"", source[keyword + 6 : end])
+            for begin, keyword, end in self._imports
+        ]
+        return frozenset(b" ".join(brought).translate(NAMES_ONLY).split())
 
     @cached_property
     def creates_locally(self) -> bool:
@@ -172,17 +168,18 @@ class Text:
 
     def has_dynamic_bases(self) -> bool:
         """Whether a base may be starred, made by a call (keyword values count too), or an object's class."""
-        if b".__class__" in self.source and any(b".__class__" in header for _, header in self.headers):
-            return True
-        if (b'["' in self.source or b"['" in self.source) and _ITEM.search(self.source):
-            return True
-        if b" = type(" in self.source and _KIND.search(self.source):
-            return True
-        for match in _DYNAMIC.finditer(self.source):
-            line = self.source.rfind(b"\n", 0, match.start()) + 1
-            if not self.source[line : match.start()].strip(b" \t\f\\"):
+        source = self.source
+        for match in _ODD.finditer(source):
+            place = match.start()
+            line = source.rfind(b"\n", 0, place) + 1
+            if source[line:place].strip(b" \t\f\\"):
+                continue
+            if _DYNAMIC.match(source, place) or _ITEM.match(source, place):
                 return True
-        return False
+            end = _HEADER_END.search(source, line)
+            if source.find(b".__class__", place, end.end() if end else len(source)) >= 0:
+                return True
+        return b" = type(" in source and _KIND.search(source) is not None
 
     def names_in_header(self, word: bytes) -> bool:
         """Whether a class header names ``word``."""
@@ -210,10 +207,16 @@ class Text:
     def imported_from(self, name: bytes) -> set[str]:
         """The modules, as written, of the import statements that bring ``name``."""
         sources: set[str] = set()
-        for begin, keyword, end in self._bringing.get(name, ()):
+        for begin, keyword, end in self._imports if name in self.imported else ():
             statement = self.source[begin:end]
-            written = _DOTTED.findall(statement[6:]) if begin == keyword else [source_of(statement)]
-            sources.update(module.decode("utf-8", "replace") for module in written)
+            brought = statement[keyword - begin + 6 :]
+            if name not in brought or name not in brought.translate(NAMES_ONLY).split():
+                continue
+            if begin == keyword:
+                if name in _ABOVE.sub(b"", brought).translate(NAMES_ONLY).split():
+                    sources.update(word.decode("utf-8", "replace") for word in _DOTTED.findall(brought))
+            else:
+                sources.add(source_of(statement).decode("utf-8", "replace"))
         return sources
 
     @cached_property

@@ -119,7 +119,11 @@ class Doubts:
             return bool(function[2] == name)
         if function[0] == "f":
             return module.startswith(str(function[1])) or function[2] == name or not name.isidentifier()
-        return function[0] not in {"b", "v", "o"}
+        if function[0] == "g" and (bound := self._index.summary(caller, deep=True).exports.get(function[1])):
+            return bound[0] == "g" or self._worth_a_look(bound, name, module, caller)
+        if function[0] == "d":
+            return caller == module
+        return function[0] not in {"b", "v", "o", "c"}
 
     def _may_hold(self, value: Value, module: str, depth: int = 0) -> bool:
         match value:

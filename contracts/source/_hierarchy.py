@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from contracts.source._resolve import ClassValue, External, FunctionValue, Resolver, Unknown, Value
 
 
@@ -50,15 +52,12 @@ class Hierarchy:
         found: set[Unknown] = set()
         stack, seen = [value], {value}
         while stack:
-            for options in self._resolver.bases(stack.pop()):
-                for option in options:
-                    if isinstance(option, Unknown):
-                        found.add(option)
-                    elif isinstance(option, FunctionValue):
-                        found.add(Unknown("a function", frozenset({option.module})))
-                    elif isinstance(option, ClassValue) and option not in seen:
-                        seen.add(option)
-                        stack.append(option)
+            options = [option for each in self._resolver.bases(stack.pop()) for option in each]
+            found |= unknown_among(options)
+            for option in options:
+                if isinstance(option, ClassValue) and option not in seen:
+                    seen.add(option)
+                    stack.append(option)
         return found
 
     def is_abstract(self, value: ClassValue) -> bool:
@@ -121,6 +120,12 @@ class Hierarchy:
                 sequences.append([None])
                 direct.append(None)
         return [value, *_merge_orders([*sequences, direct])]
+
+
+def unknown_among(bases: Collection[Value]) -> set[Unknown]:
+    """What is not known of what may be a base."""
+    found = {base for base in bases if isinstance(base, Unknown)}
+    return found | {Unknown("a function", frozenset({base.module})) for base in bases if isinstance(base, FunctionValue)}
 
 
 _HARMLESS_BASES = frozenset(

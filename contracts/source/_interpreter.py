@@ -9,6 +9,7 @@ from typing import Any
 
 from contracts.source._candidates import gives_by_function
 from contracts.source._errors import SourceError
+from contracts.source._outline import places_of_interest
 from contracts.source._reader import Function, Reader, Scope
 from contracts.source._refs import (
     OPAQUE,
@@ -43,20 +44,22 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
         SourceError: the file cannot be read, decoded or parsed.
     """
     source = file.searchable
+    text = file.text if source is file.content else source.decode("utf-8", "surrogatepass")
+    places = places_of_interest(text)
     # Where strings count, or what functions return, or where a name may be respelled, all is read.
     is_whole = deep or source is not file.content or gives_by_function(source)
-    tree = parse(file, is_whole=is_whole)
+    tree = parse(file, None if is_whole else places)
     try:
-        summary = _Interpreter(file, deep).run(tree)
+        summary = _Interpreter(file, line_numbers(text, places), deep=deep).run(tree)
         if summary.strings is None or is_whole:
             return summary
-        return _Interpreter(file, deep).run(parse(file))
+        return _Interpreter(file, line_numbers(text, places), deep=deep).run(parse(file))
     except RecursionError as error:
         raise SourceError(file.path, 1, "cannot be analysed: an expression is nested too deeply. Split it") from error
 
 
 class _Interpreter(Reader):
-    def __init__(self, file: SourceFile, deep: bool) -> None:
+    def __init__(self, file: SourceFile, interesting: list[int], *, deep: bool) -> None:
         source = file.searchable
         declared = _GLOBALS.findall(source) if b"global" in source else []
         shared = {name.strip().decode() for found in declared for name in found.split(b",")}
@@ -64,8 +67,9 @@ class _Interpreter(Reader):
         super().__init__(file.module, package, frozenset(shared))
         self.deep = deep
         self.lines = file.text.split("\n")
-        self.interesting = line_numbers(source.decode("utf-8", "surrogatepass"))
-        self.walrus_lines = [number for number, line in enumerate(self.lines, 1) if ":=" in line]
+        self.interesting = interesting
+        has_walrus = b":=" in source
+        self.walrus_lines = [n for n, line in enumerate(self.lines, 1) if ":=" in line] if has_walrus else []
 
     def run(self, tree: ast.Module) -> Summary:
         module = Scope("module", "")

@@ -90,10 +90,17 @@ class Namespaces(abc.ABC):
         # A call in a function that was not looked into at first may make one, too.
         return known if known is not None else self._deep_summary(value.module).classes[value.key]
 
-    def bases(self, value: ClassValue) -> list[Values]:
-        """The possible values of each base, in order; a starred base counts as one of unknown length."""
+    def bases(self, value: ClassValue, which: Callable[[Ref], bool] | None = None) -> list[Values]:
+        """The possible values of each base, in order; a starred base counts as one of unknown length.
+
+        Args:
+            value: a class.
+            which: tells the bases that are of interest, all by default.
+        """
         result: list[Values] = []
         for base in self.record(value).bases:
+            if which is not None and not which(base):
+                continue
             if base[0] == "e":
                 result += [self._as_base(item) for item in self.items(base[1], value.module, value.frame)]
             else:

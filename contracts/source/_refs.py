@@ -6,7 +6,6 @@ import ast
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from contracts.source._outline import places_of_interest
 from contracts.source._summary import Ref
 
 OPAQUE: Ref = ["o"]
@@ -18,13 +17,13 @@ def has_between(lines: list[int], node: ast.stmt | ast.expr) -> bool:
     return first < len(lines) and lines[first] <= (node.end_lineno or 0)
 
 
-def line_numbers(text: str) -> list[int]:
-    """The lines on which something of interest stands, ascending."""
+def line_numbers(text: str, places: list[int]) -> list[int]:
+    """The lines, from 1, of some places in a text, both ascending."""
     numbers: list[int] = []
-    line, place = 1, 0
-    for start in places_of_interest(text):
-        line += text.count("\n", place, start)
-        place = start
+    line, done = 1, 0
+    for place in places:
+        line += text.count("\n", done, place)
+        done = place
         numbers.append(line)
     return numbers
 

@@ -20,6 +20,7 @@ from contracts.source._answer import Answer, ClassDefinition, Problem
 from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
 from contracts.source._factories import Factories
+from contracts.source._hierarchy import unknown_among
 from contracts.source._left_out import why_left_out
 from contracts.source._occurrences import Occurrences, all_of, names_in
 from contracts.source._resolve import ClassValue, Display, Instance, ModuleValue, Unknown, Value
@@ -60,6 +61,7 @@ class Search:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
+        self._told_by_bases: set[ClassValue] = set()
         self._sight = index.sight(graph)
         self._held: set[str] = set()
         self._roamed: set[bytes] = set()
@@ -74,7 +76,7 @@ class Search:
             if module in self._in_graph and module in self.reaching:
                 self._evaluate_dynamic(module)
         self._evaluate_injected()
-        self._drain()
+        self._judge_again()
         self._follow_doubts()
         self._look_at_left_out_files()
         for error in [*self._relevant_errors(), *self._survey.errors.values()]:
@@ -104,10 +106,8 @@ class Search:
     def reaching(self) -> AbstractSet[str]:
         """The modules that can reach the classes asked about, by whatever name."""
         found = {*self._survey.roaming, *self._survey.injecting}
-        for target in self.targets:
-            found.add(target.module)
-            if target.module in self._in_graph:
-                found |= self._graph.find_downstream_modules(target.module)
+        for module in {target.module for target in self.targets}:
+            found |= {module} | self._sight.downstream(module)
         return found
 
     # Where to look
@@ -178,8 +178,7 @@ class Search:
             if module in self._in_graph:
                 related |= self._graph.find_upstream_modules(module)
         for target in self.targets:
-            if target.module in self._in_graph:
-                related |= self._graph.find_downstream_modules(target.module)
+            related |= self._sight.downstream(target.module)
         return [error for module, error in errors.items() if module in related]
 
     def _problem(self, error: SourceError) -> None:
@@ -270,7 +269,7 @@ class Search:
         summary = self.index.summary(module)
         for key, record in summary.classes.items():
             if _is_dynamic(record.bases):
-                self.judge(ClassValue(module, key))
+                self._judge_by_bases(ClassValue(module, key))
         for exported, ref in summary.exports.items():
             if ref[0] == "k" and ref[1] == ["b", "type"]:
                 self._carry_if_held(module, exported, self.index.resolver.values(ref, module))
@@ -285,6 +284,38 @@ class Search:
                 self._add(item)
         elif unknowns := self.index.hierarchy.unknowns(value):
             self._doubts.add(value, unknowns)
+
+    def _judge_by_bases(self, value: ClassValue) -> None:
+        """Judge a class by its bases that no name tells, now and whenever more classes are found.
+
+        A base told by its name, and what is above any of them, is found by that name if it is one of ours.
+        """
+        bases = [option for options in self.index.resolver.bases(value, _is_dynamic) for option in options]
+        if any(isinstance(base, ClassValue) and self._is_known(base) for base in bases):
+            self.judge(value)
+            return
+        self._told_by_bases.add(value)
+        unknowns = unknown_among(bases)
+        for base in bases:
+            if isinstance(base, ClassValue) and base.frame:
+                unknowns |= self.index.hierarchy.unknowns(base)
+        if unknowns:
+            self._doubts.add(value, unknowns)
+
+    def _is_known(self, value: ClassValue) -> bool:
+        """Whether a class is ours as far as the search has got; one made by a call is judged by what it is made of."""
+        return (value.module, value.key) in self._found or value in self.targets or bool(value.frame and self._chain(value))
+
+    def _judge_again(self) -> None:
+        """Judge the classes that are told by their bases until no more are found."""
+        self._drain()
+        found = -1
+        while found < len(self._found):
+            found = len(self._found)
+            for value in sorted(self._told_by_bases):
+                if (value.module, value.key) not in self._found:
+                    self._judge_by_bases(value)
+            self._drain()
 
     def _chain(self, value: ClassValue) -> tuple[ClassValue, ...] | None:
         return self.index.hierarchy.chain(value, self.targets, self._chains)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 
 from grimp import ImportGraph
@@ -44,6 +45,7 @@ class Sight:
         self._importers: dict[str, list[str]] = {}
         self._views: dict[str, _View] = {}
         self._deriving: dict[str, set[str]] = {}
+        self._downstream: dict[str, AbstractSet[str]] = {}
 
     def importers(self, module: str) -> list[str]:
         """The modules that import ``module`` or something of it."""
@@ -51,6 +53,13 @@ class Sight:
             found = self._graph.find_modules_that_directly_import(module) if module in self._in_graph else set()
             self._importers[module] = sorted(found & self._files.keys())
         return self._importers[module]
+
+    def downstream(self, module: str) -> AbstractSet[str]:
+        """The modules that import ``module``, directly or not."""
+        if module not in self._downstream:
+            found = self._graph.find_downstream_modules(module) if module in self._in_graph else frozenset()
+            self._downstream[module] = found
+        return self._downstream[module]
 
     def naming(self, module: str, name: bytes) -> Iterator[str]:
         """The modules that may name what ``module`` calls ``name``; some more than once."""

@@ -46,7 +46,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.source._errors import SourceError
-from contracts.source._outline import outline, places_of_interest
+from contracts.source._outline import outline
 from contracts.source._tree import SourceFile
 
 Ref = list[Any]
@@ -148,19 +148,19 @@ class Summary:
         )
 
 
-def parse(file: SourceFile, *, is_whole: bool = True) -> ast.Module:
+def parse(file: SourceFile, interest: list[int] | None = None) -> ast.Module:
     """The file's syntax tree.
 
     Args:
         file: the file.
-        is_whole: with all function bodies, rather than those alone that may define something.
+        interest: where in its text something stands that matters, to leave out the function bodies without;
+            by default all is read.
 
     Raises:
         SourceError: it cannot be read, decoded or parsed by the running Python; names the line.
     """
-    if not is_whole:
-        text = file.text
-        shorter = outline(text, places_of_interest(text))
+    if interest is not None:
+        shorter = outline(file.text, interest)
         with warnings.catch_warnings(), contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
             warnings.simplefilter("ignore")
             return ast.parse(shorter, file.path)

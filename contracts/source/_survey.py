@@ -10,8 +10,8 @@ from contracts.source._errors import SourceError
 from contracts.source._tree import SourceFile, Tree
 
 _COMPUTED_IMPORTS = (b"import_module", b"__import__")
-_CHANGED = re.compile(rb"\(\)(?:\[|\.update\()")
-_NAMESPACES = (b"globals", b"locals", b"vars")
+_CHANGED = re.compile(rb"s\(\)(?:\[|\.update\()")  # the names below end alike
+_NAMESPACES = (b"global", b"local", b"var")
 
 
 class Survey:
