@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 from contracts.source._summary import Ref
 
 OPAQUE: Ref = ["o"]
+_DEFINITIONS = frozenset({ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef})
+_WITHOUT_NAMES = frozenset({ast.Constant, ast.Lambda, ast.Global, ast.Nonlocal, ast.Load, ast.Store, str, type(None)})
 
 
 def has_between(lines: list[int], node: ast.stmt | ast.expr) -> bool:
@@ -107,17 +110,22 @@ def leaves(statements: Sequence[ast.stmt]) -> bool:
 def local_names(node: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
     """The names that a function binds anywhere in its own body, so that they are local all through it."""
     names: set[str] = set()
-    stack: list[ast.AST] = list(node.body)
+    stack: list[Any] = list(node.body)
     while stack:
         item = stack.pop()
-        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        kind = type(item)
+        if kind is ast.Name:
+            if type(item.ctx) is ast.Store:
+                names.add(item.id)
+        elif kind in _DEFINITIONS:
             names.add(item.name)
-            continue
-        if isinstance(item, ast.Lambda):
-            continue
-        if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store):
-            names.add(item.id)
-        elif isinstance(item, ast.alias):
+        elif kind is ast.alias:
             names.add(item.asname or item.name.partition(".")[0])
-        stack.extend(ast.iter_child_nodes(item))
+        elif kind not in _WITHOUT_NAMES:
+            for field in item._fields:
+                value = getattr(item, field, None)
+                if isinstance(value, list):
+                    stack += value
+                elif isinstance(value, ast.AST):
+                    stack.append(value)
     return frozenset(names)

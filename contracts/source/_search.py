@@ -57,6 +57,7 @@ class Search:
         self._factories = Factories(self)
         self._carried: set[tuple[str, bytes]] = set()
         self._doubtful: set[tuple[str, bytes]] = set()
+        self._looked_from: set[tuple[str, bytes, bool]] = set()
         self._aliased: dict[tuple[str, bytes], set[bytes]] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
@@ -120,13 +121,18 @@ class Search:
             passes = any(self._factories.may_create(module, callee) for callee in callees)
             if binds or passes or text.names_in_header(name) or module in self._survey.lazy:
                 self._evaluate(module, name, binds=binds, passes=passes)
-            carry = self._carry if (module, name) in self._carried else self._carry_doubt
+            is_carried = (module, name) in self._carried
+            carry = self._carry if is_carried else self._carry_doubt
             for alias in text.import_aliases(name):
                 self._carry_alias(module, alias, name)
                 carry(module, alias)
-            for importer in self._sight.naming(module, name):
-                carry(importer, name)
-            if module not in self._held and (module, name) in self._carried:
+            package = module
+            while package and (package, name, is_carried) not in self._looked_from:
+                self._looked_from.add((package, name, is_carried))
+                for importer in self._sight.naming(package, name):
+                    carry(importer, name)
+                package = package.rpartition(".")[0]
+            if module not in self._held and is_carried:
                 self._held.add(module)
                 for user, alias in self._sight.passing(module):
                     self._carry_doubt(user, alias)

@@ -62,15 +62,13 @@ class Sight:
         return self._downstream[module]
 
     def naming(self, module: str, name: bytes) -> Iterator[str]:
-        """The modules that may name what ``module`` calls ``name``; some more than once."""
-        while module:
-            view = self._view(module)
-            yield from view.bringing.get(name, ())
-            yield from view.stars
-            for holder, text in view.holders.items():
-                if text.has_word(name):
-                    yield holder
-            module = module.rpartition(".")[0]
+        """The modules that may name what ``module``, or one in it, calls ``name``; some more than once."""
+        view = self._view(module)
+        yield from view.bringing.get(name, ())
+        yield from view.stars
+        for holder, text in view.holders.items():
+            if text.has_word(name):
+                yield holder
 
     def passing(self, module: str) -> Iterator[tuple[str, bytes]]:
         """The modules that may have ``module`` itself from one that imports it, and by what name."""

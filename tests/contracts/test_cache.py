@@ -29,9 +29,9 @@ def parsed(monkeypatch) -> list[str]:
     seen = []
     parse = _interpreter.parse
 
-    def counted(file, **options):
+    def counted(file, *options):
         seen.append(os.path.relpath(file.path))
-        return parse(file, **options)
+        return parse(file, *options)
 
     monkeypatch.setattr(_interpreter, "parse", counted)
     return seen

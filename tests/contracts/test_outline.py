@@ -149,7 +149,7 @@ def test_tricky_sources(tmp_path, name):
     whole = definitions(ast.parse(text))
     assert any("Kept" in definition for definition in whole)
     assert not any("Dropped" in definition for definition in whole)
-    assert definitions(parse(source_file(tmp_path, text), is_whole=False)) == whole
+    assert definitions(parse(source_file(tmp_path, text), places_of_interest(text))) == whole
 
 
 @pytest.mark.parametrize("package", [email, json, unittest, importlib, ast])
@@ -189,5 +189,6 @@ def test_bodies_are_left_out():
 
 def test_what_cannot_be_parsed_is_told(tmp_path):
     """The message is about the file as it stands."""
+    text = "def f():\n    return 1\n\nclass C(:\n"
     with pytest.raises(SourceError, match="cannot be parsed"):
-        parse(source_file(tmp_path, "def f():\n    return 1\n\nclass C(:\n"), is_whole=False)
+        parse(source_file(tmp_path, text), places_of_interest(text))
