@@ -124,8 +124,9 @@ class Hierarchy:
 
 def unknown_among(bases: Collection[Value]) -> set[Unknown]:
     """What is not known of what may be a base."""
-    found = {base for base in bases if isinstance(base, Unknown)}
-    return found | {Unknown("a function", frozenset({base.module})) for base in bases if isinstance(base, FunctionValue)}
+    functions = [base for base in bases if isinstance(base, FunctionValue)]
+    made = {Unknown("a function", frozenset({function.module})) for function in functions}
+    return made | {base for base in bases if isinstance(base, Unknown)}
 
 
 _HARMLESS_BASES = frozenset(

@@ -309,8 +309,9 @@ class Search:
             self._doubts.add(value, unknowns)
 
     def _is_known(self, value: ClassValue) -> bool:
-        """Whether a class is ours as far as the search has got; one made by a call is judged by what it is made of."""
-        return (value.module, value.key) in self._found or value in self.targets or bool(value.frame and self._chain(value))
+        """Whether a class is ours as far as the search has got; one that a call makes is judged by what it is made of."""
+        place = (value.module, value.key)
+        return value in self.targets or place in self._found or bool(value.frame and self._chain(value))
 
     def _judge_again(self) -> None:
         """Judge the classes that are told by their bases until no more are found."""
