@@ -309,7 +309,7 @@ class Search:
             self._doubts.add(value, unknowns)
 
     def _is_known(self, value: ClassValue) -> bool:
-        """Whether a class is ours as far as the search has got; one that a call makes is judged by what it is made of."""
+        """Whether a class is ours as far as is known; one that a call makes is judged by what it is made of."""
         place = (value.module, value.key)
         return value in self.targets or place in self._found or bool(value.frame and self._chain(value))
 
