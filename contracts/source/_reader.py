@@ -190,23 +190,25 @@ class Reader:
         """
         known = self._sizes.get(id(ref))
         if known is None:
-            size = 1 + sum(self._size(item) for item in ref[1:])
-            limit = _LARGEST_DISPLAY if ref[0] in {"t", "h"} else _LARGEST_REF
+            size = 1
+            for item in ref[1:]:
+                size += self._size(item) if isinstance(item, list | dict) else 1
             self._sizes[id(ref)] = (ref, size)
-            if size > limit:
+            if size > (_LARGEST_DISPLAY if ref[0] in {"t", "h"} else _LARGEST_REF):
                 return ["x", "a long computation"]
         return ref
 
-    def _size(self, item: Any) -> int:
-        if isinstance(item, dict):
-            return sum(self._size(value) for value in item.values())
-        if not isinstance(item, list):
-            return 1
-        known = self._sizes.get(id(item))
-        if known is None:
-            # Kept with its size, so that its id stays its own.
-            known = self._sizes[id(item)] = (item, sum(self._size(inner) for inner in item))
-        return known[1]
+    def _size(self, item: list[Any] | dict[str, Any]) -> int:
+        if isinstance(item, list):
+            known = self._sizes.get(id(item))
+            if known is not None:
+                return known[1]
+        size = 0
+        for inner in item if isinstance(item, list) else item.values():
+            size += self._size(inner) if isinstance(inner, list | dict) else 1
+        if isinstance(item, list):
+            self._sizes[id(item)] = (item, size)  # kept with its size, so that its id stays its own
+        return size
 
     def _unbounded_ref(self, node: ast.expr | None, scope: Scope, name: str | None) -> Ref:
         match node:
@@ -245,13 +247,15 @@ class Reader:
 
     def key(self, node: ast.expr, scope: Scope) -> Any:
         """The key of a subscript: a constant, a ref to the parameter that it is, or None where it is neither."""
-        try:
-            constant = ast.literal_eval(node) if not isinstance(node, ast.Name) else None
-        except (ValueError, TypeError, MemoryError, RecursionError):
-            return None
         if isinstance(node, ast.Name):
             ref = self.lookup(node.id, scope)
             return ref[1] if ref[0] == "v" else ref if ref[0] in {"p", "i"} else None
+        if isinstance(node, ast.Tuple | ast.Slice | ast.Attribute | ast.Subscript | ast.Call):
+            return None
+        try:
+            constant = ast.literal_eval(node)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            return None
         return constant if isinstance(constant, str | int) else None
 
     def _joined(self, node: ast.JoinedStr, scope: Scope) -> Ref:
