@@ -44,7 +44,9 @@ def summarize(file: SourceFile, *, deep: bool = False) -> Summary:
         SourceError: the file cannot be read, decoded or parsed.
     """
     source = file.searchable
-    text = file.text if source is file.content else source.decode("utf-8", "surrogatepass")
+    text = file.text
+    if source is not file.content:
+        text = source.decode("utf-8", "surrogatepass")
     places = places_of_interest(text)
     # Where strings count, or what functions return, or where a name may be respelled, all is read.
     is_whole = deep or source is not file.content or gives_by_function(source)
