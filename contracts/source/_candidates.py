@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" + bytes(range(128, 256)))
 NAMES_ONLY = bytes(byte if byte in _WORD else ord(" ") for byte in range(256))
@@ -72,6 +73,14 @@ _BINDS_NOTHING = re.compile(
 )
 
 
+class Import(NamedTuple):
+    """Where an import statement begins, where its keyword ``import`` stands, and where it ends."""
+
+    begin: int
+    keyword: int
+    end: int
+
+
 class Text:
     """A file's searchable bytes, and what has been found in them."""
 
@@ -102,37 +111,52 @@ class Text:
     @cached_property
     def imports(self) -> list[tuple[int, int]]:
         """Where import statements begin and end."""
-        return [(begin, end) for begin, _, end in self._imports]
+        return [(statement.begin, statement.end) for statement in self.import_statements]
 
     @cached_property
-    def _imports(self) -> list[tuple[int, int, int]]:
-        """Where import statements begin, where their keyword ``import`` stands, and where they end."""
+    def import_statements(self) -> list[Import]:
+        """All import statements."""
+        matches = _IMPORT.finditer(self.source)
+        return [found for match in matches if (found := _import_at(self.source, match)) is not None]
+
+    def imports_on(self, line: int, written: bytes) -> list[Import] | None:
+        """The import statements that begin on a line, counted from 1, that holds ``written``; None if it does not."""
         source = self.source
+        place = source.find(written)
+        while place >= 0 and source.count(b"\n", 0, place) != line - 1:
+            place = source.find(written, place + 1)
+        if place < 0:
+            return None
+        end = source.find(b"\n", place)
+        while end > 0 and source[end - 1] == ord("\\"):
+            end = source.find(b"\n", end + 1)
         found = []
-        for match in _IMPORT.finditer(source):
-            begin = keyword = match.start()
-            line = source.rfind(b"\n", 0, begin) + 1
-            while source.endswith(b"\\\n", 0, line):
-                line = source.rfind(b"\n", 0, line - 1) + 1
-            before = source[line:begin]
-            if before[:5] == b"from " and b";" not in before:
-                begin = line
-            elif before and (clause := _FROM_CLAUSE.search(before)):
-                begin = line + clause.start()
-            elif before.strip(b" \t\f\\\n")[-1:] not in {b"", b":", b";"}:
-                continue
-            found.append((begin, keyword, match.end()))
+        for match in _IMPORT.finditer(source, place):
+            if match.start() > end >= 0:
+                break
+            statement = _import_at(source, match)
+            if statement is not None:
+                found.append(statement)
         return found
 
-    @cached_property
-    def imported(self) -> frozenset[bytes]:
+    def names_brought(self, statements: Iterable[Import]) -> set[bytes]:
         """The names that import statements bring, of a dotted one the last part, and their aliases."""
         source = self.source
         brought = [
             source[keyword + 6 : end] if begin < keyword else _ABOVE.sub(b"", source[keyword + 6 : end])
-            for begin, keyword, end in self._imports
+            for begin, keyword, end in statements
         ]
-        return frozenset(b" ".join(brought).translate(NAMES_ONLY).split())
+        return {*b" ".join(brought).translate(NAMES_ONLY).split()} - {b"as"}
+
+    def brings_all(self, statement: Import) -> bool:
+        """Whether it is ``from ... import *``."""
+        return _STAR.match(self.source, statement.keyword) is not None
+
+    def written_modules(self, statement: Import) -> list[str]:
+        """The modules, as written, that a statement without ``from`` imports, or that one with it imports from."""
+        text = self.source[statement.begin : statement.end]
+        words = _DOTTED.findall(text[6:]) if statement.begin == statement.keyword else [source_of(text)]
+        return [word.decode("utf-8", "replace") for word in words]
 
     @cached_property
     def creates_locally(self) -> bool:
@@ -141,13 +165,6 @@ class Text:
             self.source[match.start() - 1 : match.start()] not in _WORD_BYTES
             for pattern in _CREATED_LOCALLY
             for match in pattern.finditer(self.source)
-        )
-
-    @cached_property
-    def has_star_import(self) -> bool:
-        """Whether the module imports everything of some other."""
-        return b"*" in self.source and any(
-            _STAR.match(self.source, keyword) is not None for _, keyword, _ in self._imports
         )
 
     def has_word(self, word: bytes) -> bool:
@@ -206,24 +223,12 @@ class Text:
 
     def imported_from(self, name: bytes) -> set[str]:
         """The modules, as written, of the import statements that bring ``name``."""
-        sources: set[str] = set()
-        for begin, keyword, end in self._imports if name in self.imported else ():
-            statement = self.source[begin:end]
-            brought = statement[keyword - begin + 6 :]
-            if name not in brought or name not in brought.translate(NAMES_ONLY).split():
-                continue
-            if begin == keyword:
-                if name in _ABOVE.sub(b"", brought).translate(NAMES_ONLY).split():
-                    sources.update(word.decode("utf-8", "replace") for word in _DOTTED.findall(brought))
-            else:
-                sources.add(source_of(statement).decode("utf-8", "replace"))
-        return sources
-
-    @cached_property
-    def modules_imported(self) -> frozenset[str]:
-        """The words, dotted names whole, of the import statements without ``from``."""
-        statements = [self.source[keyword + 6 : end] for begin, keyword, end in self._imports if begin == keyword]
-        return frozenset(word.decode("utf-8", "replace") for part in statements for word in _DOTTED.findall(part))
+        return {
+            module
+            for statement in self.import_statements
+            if name in self.source[statement.begin : statement.end] and name in self.names_brought([statement])
+            for module in self.written_modules(statement)
+        }
 
     def uses(self, word: bytes) -> tuple[bool, set[bytes]]:
         """What the module does with ``word``, at the most, apart from naming it in class headers.
@@ -259,6 +264,22 @@ class Text:
 def gives_by_function(source: bytes) -> bool:
     """Whether a module may give names by a ``__getattr__``, or by that of an object that takes its place."""
     return b"modules[__name__]" in source or (b"__getattr__" in source and _GETTER.search(source) is not None)
+
+
+def _import_at(source: bytes, match: re.Match[bytes]) -> Import | None:
+    """The statement whose keyword is found; None if it is only a word."""
+    begin = keyword = match.start()
+    line = source.rfind(b"\n", 0, begin) + 1
+    while source.endswith(b"\\\n", 0, line):
+        line = source.rfind(b"\n", 0, line - 1) + 1
+    before = source[line:begin]
+    if before[:5] == b"from " and b";" not in before:
+        begin = line
+    elif before and (clause := _FROM_CLAUSE.search(before)):
+        begin = line + clause.start()
+    elif before.strip(b" \t\f\\\n")[-1:] not in {b"", b":", b";"}:
+        return None
+    return Import(begin, keyword, match.end())
 
 
 def source_of(statement: bytes) -> bytes:

@@ -145,7 +145,7 @@ class Wanted:
         line = source[source.rfind(b"\n", 0, start) + 1 : (source.find(b"\n", start) + 1 or len(source))]
         if _LISTED.fullmatch(line) or _INLINE_IMPORT.search(source):
             return True
-        return text.has_star_import or b"multiple" in source
+        return any(map(text.brings_all, text.import_statements)) or b"multiple" in source
 
 
 class _Finder:

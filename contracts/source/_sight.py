@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 
 from grimp import ImportGraph
 
-from contracts.source._candidates import NAMES_ONLY, Text
+from contracts.source._candidates import Import, Text
 from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile
-
-_FROM_DOTS = re.compile(rb"from[ \t]*\.[. \t\\\n]*import")
 
 
 class _View:
@@ -75,14 +72,9 @@ class Sight:
         last = module.rpartition(".")[2].encode()
         holders = self._view(module).holders
         for holder, text in holders.items():
-            names = {last} | text.import_aliases(last)
-            for user in self.importers(holder):
-                there = self._survey.text(user)
-                for name in names if user not in holders else ():
-                    # The first look is cheap, and nearly always the last.
-                    if name in there.source and (
-                        name in there.imported or there.has_star_import or self._holds(user, holder)
-                    ):
+            for name in {last} | text.import_aliases(last):
+                for user in self.naming(holder, name):
+                    if user not in holders:
                         yield user, name
 
     def straying(self, name: bytes) -> Iterator[str]:
@@ -123,29 +115,33 @@ class Sight:
 
     def _names_base_from(self, module: str, user: str) -> bool:
         text = self._survey.text(user)
-        words = {*b" ".join(header for _, header in text.headers).translate(NAMES_ONLY).split()}
-        last = module.rpartition(".")[2].encode()
-        if last in words:
-            return True
-        # A short look, which is nearly always the last: at what is imported from a module so called, or from dots.
-        brought = re.findall(last + rb"[ \t\\\n]+import[ \t\\\n]*(\([^)]*\)|[^\n]*)", text.source)
-        is_brought = not words.isdisjoint(b" ".join(brought).translate(NAMES_ONLY).split())
-        if not is_brought and b"\\\n" not in b"".join(brought) and _FROM_DOTS.search(text.source) is None:
-            return False
-        return any(module in self.sources(user, word) for word in words & text.imported)
+        statements = self._statements(user, module)
+        brought = text.names_brought(statements)
+        return any(text.names_in_header(name) for name in brought) or (
+            bool(text.headers) and any(text.brings_all(statement) for statement in statements)
+        )
 
-    def sources(self, user: str, name: bytes) -> set[str]:
-        """The modules that ``user`` imports ``name`` from, or imports by a name that holds it."""
+    def _statements(self, importer: str, module: str) -> list[Import]:
+        """The import statements of a module that import another, or from it; all of them where that is not known."""
+        text = self._survey.text(importer)
+        found: list[Import] = []
+        for detail in self._graph.get_import_details(importer=importer, imported=module):
+            on_line = text.imports_on(detail["line_number"], detail["line_contents"].encode())
+            if not on_line:
+                return text.import_statements
+            found += on_line
+        return found or text.import_statements
+
+    def _holds(self, user: str, module: str, statement: Import) -> bool:
+        """Whether a statement imports a module itself, rather than something in it, which may bear its name."""
+        text = self._survey.text(user)
+        written = text.written_modules(statement)
+        if statement.begin == statement.keyword:
+            return module in written
+        above, _, last = module.rpartition(".")
         file = self._files[user]
         package = user if file.is_package else user.rpartition(".")[0]
-        return {absolute(written, package) for written in self._survey.text(user).imported_from(name)}
-
-    def _holds(self, user: str, module: str) -> bool:
-        """Whether a module imports another itself, rather than something in it, which may bear its name."""
-        above, _, last = module.rpartition(".")
-        text = self._survey.text(user)
-        name = last.encode()
-        return name in text.imported and (module in text.modules_imported or above in self.sources(user, name))
+        return absolute(written[0], package) == above and last.encode() in text.names_brought([statement])
 
     def _view(self, module: str) -> _View:
         view = self._views.get(module)
@@ -153,11 +149,12 @@ class Sight:
             view = self._views[module] = _View()
             for importer in self.importers(module):
                 text = self._survey.text(importer)
-                for name in text.imported:
+                statements = self._statements(importer, module)
+                for name in text.names_brought(statements):
                     view.bringing.setdefault(name, []).append(importer)
-                if text.has_star_import:
+                if any(text.brings_all(statement) for statement in statements):
                     view.stars.append(importer)
-                if self._holds(importer, module):
+                if any(self._holds(importer, module, statement) for statement in statements):
                     view.holders[importer] = text
         return view
 
