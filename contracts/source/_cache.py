@@ -1,11 +1,12 @@
 """What was learned in earlier runs: whole answers for an unchanged tree, and summaries by content.
 
-Two files beside import-linter's own cache. Answers hold for a tree in which no file's size, times or inode
-changed; summaries hold for a file's bytes, wherever they lie and whatever their times, so that a cache
-restored into a fresh checkout still saves the parsing. Both are written whole to a temporary file and then
-renamed, so that processes that run at once never see half of one; the last to finish wins. A file that is
-damaged, or written by another version, is as good as none. The format is marshal's, for speed; its check sum
-is compared first, since marshal trusts what it reads.
+Two files beside import-linter's own cache. Answers hold for files of which none changed, as their sizes, times
+and inodes tell, or else what they hold; summaries hold for a file's bytes, wherever they lie. So a cache
+restored into a fresh checkout, where every time is new, saves the parsing, and where no content changed the
+searching, too. Both are written whole to a temporary file and then renamed, so that processes that run at once
+never see half of one; the last to finish wins. A file that is damaged, or written by another version, is as
+good as none. The format is marshal's, for speed; its check sum is compared first, since marshal trusts what
+it reads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import grimp
 
+from contracts.source._snapshot import Snapshot, digest_of
 from contracts.source._tree import SourceFile, Tree
 
 
@@ -34,10 +36,10 @@ class Cache:
     def __init__(self, folder: str | None, settings: Sequence[str]) -> None:
         self._folder = folder
         self._settings = list(settings)
-        self._fingerprint = ""
-        self._settled = False
+        self._snapshot: Snapshot | None = None
+        self._stored: list[str] = []
         self._answers: dict[str, Any] = {}
-        self._summaries: dict[str, Any] | None = None
+        self._summaries: dict[str, bytes] | None = None
         self._new_summaries = False
         self._digests: dict[str, str] = {}
         self._reader = _reader_version() if folder is not None else ""
@@ -45,26 +47,52 @@ class Cache:
 
     def open(self, tree: Tree) -> None:
         """Read what is stored for ``tree``."""
-        self._key = _hash(self._reader, *self._settings, *tree.roots, os.getcwd())
-        self._fingerprint = tree.fingerprint
-        self._settled = tree.settled
+        # Not the current folder: a checkout may lie elsewhere today, and what is stored says what it is about.
+        self._key = _hash(self._reader, *self._settings, *tree.roots)
+        self._snapshot = tree.snapshot
         stored = self._load("answers")
-        if stored.get("fingerprint") == self._fingerprint and isinstance(stored.get("answers"), dict):
+        if "tree" in stored and self._snapshot.is_that_of(stored["tree"]):
+            self._stored = stored["tree"]
             self._answers = stored["answers"]
+            self._renew(self._stored, self._snapshot)
 
-    def answer(self, key: Sequence[str]) -> Any:
-        """What ``store`` was given for this key and this very tree; None if nothing."""
-        return self._answers.get("\n".join(key))
+    def answer(self, key: Sequence[str], outside: Snapshot | None = None) -> Any:
+        """What ``store`` was given for this key, this very tree, and these files beside it; None if nothing."""
+        answer, beside = self._answers.get("\n".join(key), (None, None))
+        if outside is not None and answer is not None:
+            if beside is None or not outside.is_that_of(beside):
+                return None
+            self._renew(beside, outside)
+        return answer
 
-    def store(self, key: Sequence[str], answer: Any) -> None:
+    def store(self, key: Sequence[str], answer: Any, outside: Snapshot | None = None) -> None:
         """Keep an answer, and the summaries that led to it."""
-        self._answers["\n".join(key)] = answer
-        if self._settled:
-            self._save("answers", {"fingerprint": self._fingerprint, "answers": self._answers})
+        beside = outside.to_plain() if outside is not None and outside.is_settled and self._is_kept else None
+        self._answers["\n".join(key)] = (answer, beside)
+        self._save_answers()
         if self._new_summaries and self._summaries is not None:
             self._new_summaries = False
             self._drop_outdated(self._summaries)
             self._save("summaries", self._summaries)
+
+    def _renew(self, stored: list[str], snapshot: Snapshot) -> None:
+        """Have the next run recognise by their stamps what this one recognised by its contents."""
+        if stored[0] != snapshot.stamps and snapshot.is_settled:
+            stored[:2] = snapshot.stamps, snapshot.sizes
+            self._save_answers()
+
+    def _save_answers(self) -> None:
+        if self._is_kept and self._snapshot is not None:
+            if not self._stored:
+                self._stored = self._snapshot.to_plain()
+                if not self._snapshot.is_unchanged():
+                    self._stored[2] = ""  # the import graph, from which the answers come, too, may hold other contents
+            self._save("answers", {"tree": self._stored, "answers": self._answers})
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether there will be answers in the next run."""
+        return self._folder is not None and self._snapshot is not None and self._snapshot.is_settled
 
     def summary(self, file: SourceFile, *, deep: bool) -> Any:
         """The stored summary of a file's content; None if there is none."""
@@ -72,16 +100,17 @@ class Cache:
             return None
         if self._summaries is None:
             self._summaries = self._load("summaries")
-        return self._summaries.get(_summary_key(file, deep=deep))
+        stored = self._summaries.get(_summary_key(file, deep=deep))
+        return marshal.loads(stored) if stored is not None else None  # noqa: S302  its check sum was compared
 
     def keep_summary(self, file: SourceFile, summary: Any, *, deep: bool) -> None:
         """Keep a summary for the next ``store``."""
         if self._folder is not None and self._summaries is not None:
-            self._summaries[_summary_key(file, deep=deep)] = summary
+            self._summaries[_summary_key(file, deep=deep)] = marshal.dumps(summary)
             self._digests[file.module] = file.digest
             self._new_summaries = True
 
-    def _drop_outdated(self, summaries: dict[str, Any]) -> None:
+    def _drop_outdated(self, summaries: dict[str, bytes]) -> None:
         """Forget what modules said before they were edited, or the file would grow with every edit."""
         for key in [*summaries]:
             digest, _, rest = key.partition(":")
@@ -102,7 +131,7 @@ class Cache:
                 digest, _, body = file.read().partition(b"\n")
         except OSError:
             return {}  # none yet, or none that can be read
-        if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != digest:
+        if digest_of(body).encode() != digest:
             return {}
         stored = marshal.loads(body)  # noqa: S302  the check sum says that it is what was written
         return stored if isinstance(stored, dict) else {}
@@ -111,7 +140,7 @@ class Cache:
         if self._folder is None:
             return
         body = marshal.dumps(data)
-        digest = hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+        digest = digest_of(body).encode()
         path = self._path(kind)
         temporary = f"{path}.{os.urandom(8).hex()}"
         try:
@@ -126,12 +155,13 @@ class Cache:
 
 
 def _summary_key(file: SourceFile, *, deep: bool) -> str:
-    # The module's name resolves its relative imports, so it belongs to what was read.
-    return f"{file.digest}:{file.module}:{'deep' if deep else 'flat'}"
+    # The module's name, and whether it is a package, resolve its relative imports, so they belong to what was read.
+    kind = "package" if file.is_package else "module"
+    return f"{file.digest}:{file.module}:{kind} {'deep' if deep else 'flat'}"
 
 
 def _hash(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return digest_of("\0".join(parts).encode("utf-8", "surrogateescape"))[:16]
 
 
 def _reader_version() -> str:
@@ -141,10 +171,15 @@ def _reader_version() -> str:
     installation makes anew: a cache restored in CI would never be used.
     """
     here = os.path.dirname(__file__)
-    parts = [sys.version.encode(), sys.platform.encode(), grimp.__version__.encode()]
+    digest = hashlib.sha256(f"{sys.version} {sys.platform} {grimp.__version__}".encode())
     for folder in (os.path.dirname(here), *sorted(folder for folder, _, _ in os.walk(here))):
         for name in sorted(os.listdir(folder)):
             if name.endswith(".py"):
-                with open(os.path.join(folder, name), "rb") as file:
-                    parts += [name.encode(), file.read()]
-    return hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
+                descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+                try:
+                    digest.update(name.encode())
+                    while chunk := os.read(descriptor, 1 << 20):
+                        digest.update(chunk)
+                finally:
+                    os.close(descriptor)
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ from grimp import ImportGraph
 from contracts.source._answer import Answer, ClassDefinition, Exports, Problem
 from contracts.source._cache import Cache
 from contracts.source._errors import SourceError
+from contracts.source._snapshot import PROCESS_BEGAN_NS
 from contracts.source._tree import SourceFile, Tree, relative_path
 
 # What parses and resolves is imported where it is used: a warm run, in which every answer is remembered,
@@ -43,7 +44,7 @@ class Index:
 
     def __init__(self, roots: Sequence[str], cache: Cache, *, is_lasting: bool = False) -> None:
         self._is_lasting = is_lasting
-        self.tree = Tree(roots)
+        self.tree = Tree(roots, PROCESS_BEGAN_NS if is_lasting else None)
         self._cache = cache
         cache.open(self.tree)
         if is_lasting:
@@ -139,11 +140,10 @@ class Index:
             compute: finds the answer, in plain data and not None.
             outside: the files beside the tree that the answer depends on, too.
         """
-        stored = self._cache.answer(key)
-        if stored is not None and outside is None:
+        beside = outside.snapshot if outside is not None else None
+        stored = self._cache.answer(key, beside)
+        if stored is not None:
             return stored
-        if stored is not None and outside is not None and stored[0] == outside.fingerprint:
-            return stored[1]
         # A syntax tree is many small objects that all live: collecting garbage among them only costs.
         collecting = gc.isenabled()
         gc.disable()
@@ -154,10 +154,7 @@ class Index:
                 gc.freeze()
             if collecting:
                 gc.enable()
-        if outside is None:
-            self._cache.store(key, answer)
-        elif outside.settled:
-            self._cache.store(key, [outside.fingerprint, answer])
+        self._cache.store(key, answer, beside)
         return answer
 
     # Reading

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import marshal
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from functools import cached_property
 
 from contracts.source._errors import UnknownNameError
-from contracts.source._tree import SETTLED_AFTER_NS, SourceFile, Tree, relative_path
+from contracts.source._snapshot import Found, Snapshot
+from contracts.source._tree import SourceFile, Tree, relative_path
 
 SUFFIXES = (".py", ".pyi", ".ipynb", ".md", ".rst")
 
 _SKIPPED = frozenset({"__pycache__", "node_modules"})
-
-
-class _Found(NamedTuple):
-    """A file; ``size`` to ``inode`` change whenever its content does."""
-
-    path: str
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
 
 
 class OutsideFiles:
@@ -45,31 +34,28 @@ class OutsideFiles:
     """
 
     def __init__(self, option: str, patterns: Sequence[str], tree: Tree) -> None:
-        started = time.time_ns()
-        found: set[_Found] = set()
+        began = time.time_ns()
+        found: dict[str, Found] = {}
         for pattern in patterns:
-            matches = set(_matches(option, pattern))
+            matches = {item.path: item for item in _matches(option, pattern)}
             if not matches:
                 raise UnknownNameError(
                     f"{option}: '{pattern}' matches no file of a kind that can be read "
                     f"({', '.join(SUFFIXES)}). Correct it, or remove it."
                 )
             found |= matches
-        linted = tree.paths
-        self._found = sorted(item for item in found if item.path not in linted)
-        newest = max((max(item.modified_ns, item.changed_ns) for item in self._found), default=0)
-        self.settled = started - newest > SETTLED_AFTER_NS
-        described = marshal.dumps([tuple(item) for item in self._found])
-        self.fingerprint = hashlib.blake2b(described, digest_size=16).hexdigest()
+        for path in found.keys() & tree.paths:
+            del found[path]
+        self._found = [found[path] for path in sorted(found)]
+        self.snapshot = Snapshot(self._found, began, lambda: (file.content for file in self.files))
 
-    @property
-    def files(self) -> Iterator[SourceFile]:
+    @cached_property
+    def files(self) -> list[SourceFile]:
         """The files, by path; ``module`` is empty."""
-        for item in self._found:
-            yield SourceFile(item.path, "", is_package=False, size=item.size)
+        return [SourceFile(item.path, "", is_package=False, size=item.size) for item in self._found]
 
 
-def _matches(option: str, pattern: str) -> Iterable[_Found]:
+def _matches(option: str, pattern: str) -> Iterable[Found]:
     is_glob = glob.has_magic(pattern)
     for path in glob.iglob(pattern, recursive=True) if is_glob else [pattern]:
         if os.path.isdir(path):
@@ -86,7 +72,7 @@ def _matches(option: str, pattern: str) -> Iterable[_Found]:
                 )
 
 
-def _walk(directory: str) -> Iterator[_Found]:
+def _walk(directory: str) -> Iterator[Found]:
     pending = [directory]
     while pending:
         folders = []
@@ -108,5 +94,5 @@ def _walk(directory: str) -> Iterator[_Found]:
                 pending += folders
 
 
-def _describe(path: str, stat: os.stat_result) -> _Found:
-    return _Found(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+def _describe(path: str, stat: os.stat_result) -> Found:
+    return Found(path, "", False, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

@@ -7,38 +7,21 @@ read as bytes.
 from __future__ import annotations
 
 import codecs
-import hashlib
 import importlib.machinery
 import importlib.util
-import marshal
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from typing import NamedTuple
 
 from contracts.source._errors import RootNotFoundError, SourceError
+from contracts.source._snapshot import Found, Snapshot, digest_of
 
-# A file that changed this recently may change again without its time stamps moving (coarse file systems
-# keep time in steps of up to two seconds), so a tree that holds one is never remembered as unchanged.
-SETTLED_AFTER_NS = 2_000_000_000
 _ENCODING = "Save it as UTF-8, or name its encoding in a coding comment"
 # A coding comment, in either of the two lines where Python heeds one.
 _CODING = re.compile(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*coding[:=](?![ \t]*[uU][tT][fF]-?8\b)")
 _ASCII = bytes(range(128))
-
-
-class Found(NamedTuple):
-    """A file as the walk finds it; ``size`` to ``inode`` change whenever its content does."""
-
-    path: str
-    module: str
-    is_package: bool
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
 
 
 class SourceFile:
@@ -131,7 +114,7 @@ class SourceFile:
     @cached_property
     def digest(self) -> str:
         """A content hash: what was learned of these bytes holds wherever and whenever they turn up."""
-        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
+        return digest_of(self.content)
 
 
 def _is_plain(content: bytes) -> bool:
@@ -171,24 +154,26 @@ class Tree:
     Args:
         roots: the root packages, dotted names.
 
+        began: when reading them began, in ns since the epoch; now, unless it is given.
+
     Raises:
         RootNotFoundError: a root package is nowhere on the path.
     """
 
-    def __init__(self, roots: Sequence[str]) -> None:
+    def __init__(self, roots: Sequence[str], began: int | None = None) -> None:
         self.roots = tuple(roots)
-        started = time.time_ns()
+        began = began or time.time_ns()
         self._found = [
-            found for root in self.roots for directory in _package_directories(root) for found in _walk(root, directory)
+            found
+            for root in self.roots
+            for directory in _package_directories(root)
+            for found in sorted(_walk(root, directory))
         ]
-        newest = max((max(found.modified_ns, found.changed_ns) for found in self._found), default=0)
-        self.settled = started - newest > SETTLED_AFTER_NS
+        self.snapshot = Snapshot(self._found, began, self._contents)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of every file's path, size, times and inode: equal only while no file changed."""
-        described = marshal.dumps([tuple(found) for found in sorted(self._found)])
-        return hashlib.blake2b(described, digest_size=16).hexdigest()
+    def _contents(self) -> Iterator[bytes]:
+        files = {file.path: file for file in [*self.files.values(), *self.shadowed]}
+        return (files[found.path].content for found in self._found)
 
     @property
     def paths(self) -> frozenset[str]:

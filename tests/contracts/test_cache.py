@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from contracts.source import Cache, _cache, _interpreter, _tree
+from contracts.source import Cache, _cache, _interpreter, _snapshot, _tree
+from contracts.source._snapshot import Snapshot
 from tests.contracts.conftest import SMALL
 from tests.contracts.projects import REPOSITORY, Outcome, Project, listing, report, script
 
@@ -40,7 +41,7 @@ def parsed(monkeypatch) -> list[str]:
 @pytest.fixture
 def settled(monkeypatch) -> None:
     """Let every tree count as settled: as if its files had changed long ago."""
-    monkeypatch.setattr(_tree, "SETTLED_AFTER_NS", -(10**18))
+    monkeypatch.setattr(_snapshot, "SETTLED_AFTER_NS", -(10**18))
 
 
 def ours(project: Project, kind: str = "*", folder: str = DEFAULT) -> list[Path]:
@@ -314,7 +315,7 @@ class TestPlace:
     def test_a_folder_that_cannot_be_made_costs_no_result(self, tmp_path):
         """Our part of the cache never stops a run: what cannot be written is not remembered."""
         (tmp_path / "file").touch()
-        tree = SimpleNamespace(roots=["pkg"], fingerprint="f", settled=True)
+        tree = SimpleNamespace(roots=["pkg"], snapshot=Snapshot([], 10**18, list))
         cache = Cache(str(tmp_path / "file"), [])
         cache.open(tree)
         cache.store(["question"], [1, 2])
@@ -364,10 +365,11 @@ class TestAtOnce:
     def test_writers(self, tmp_path, monkeypatch):
         """Two that write without pause: whoever reads meanwhile finds a whole answer, the one's or the other's."""
         monkeypatch.chdir(tmp_path)
-        tree = SimpleNamespace(roots=["pkg"], fingerprint="f", settled=True)
+        tree = SimpleNamespace(roots=["pkg"], snapshot=Snapshot([], 10**18, list))
         write = (
-            "import os, sys; from types import SimpleNamespace; from contracts.source import Cache\n"
-            "tree = SimpleNamespace(roots=['pkg'], fingerprint='f', settled=True)\n"
+            "import os, sys; from types import SimpleNamespace\n"
+            "from contracts.source import Cache; from contracts.source._snapshot import Snapshot\n"
+            "tree = SimpleNamespace(roots=['pkg'], snapshot=Snapshot([], 10**18, list))\n"
             "cache = Cache(sys.argv[1], []); cache.open(tree)\n"
             "cache.store(['question'], [int(sys.argv[2])] * 100_000)\n"
             "print('started', flush=True)\n"

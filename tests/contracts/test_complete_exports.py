@@ -438,7 +438,7 @@ def test_ignoring(good):
 
 def test_a_warm_run_parses_nothing(good, monkeypatch):
     """The second run finds the same without reading or parsing one file."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
     good.write({"pkg/good/__init__.py": "__all__ = ['Gone']\n"})
     cold = good.lint()
     assert cold.code == 1

@@ -395,7 +395,7 @@ def test_files_that_cannot_be_read(small):
 
 def test_a_change_to_the_base_checks_every_subclass_again(small, monkeypatch):
     """The remembered answer counts for as long as no file changes, and the base's file is one."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
     assert tuple(small.lint()) == broken(*BAD)
     assert tuple(small.lint()) == broken(*BAD)
     small.write({"pkg/base.py": SMALL["pkg/base.py"].replace("quantize: bool = False", "quantize: bool = True")})
@@ -409,7 +409,7 @@ def test_a_change_to_the_base_checks_every_subclass_again(small, monkeypatch):
 
 def test_a_change_to_an_alias_checks_every_subclass_again(small, monkeypatch):
     """So is the file in which a name of an annotation is defined."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
     small.write(
         {
             "pkg/types.py": "Number = int\n",
@@ -429,7 +429,7 @@ def test_a_change_to_an_alias_checks_every_subclass_again(small, monkeypatch):
 
 def test_answers_of_other_options_are_kept_apart(small, monkeypatch):
     """A remembered answer is that of its own options."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
     rules = [
         {"type": "override_signatures", "base_classes": ["pkg.base.Base"], "name": "A"},
         {"type": "override_signatures", "base_classes": ["pkg.base.Base"], "name": "B", "methods": ["width"]},
@@ -443,7 +443,7 @@ def test_answers_of_other_options_are_kept_apart(small, monkeypatch):
 
 def test_a_warm_run_parses_nothing(small, monkeypatch):
     """The second run finds the same without reading or parsing one file."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
     cold = small.lint()
     assert cold.code == 1
 

@@ -482,8 +482,7 @@ def test_an_entry_that_matches_nothing(pkg):
 @pytest.fixture
 def settled(monkeypatch):
     """Let files that were written a moment ago count as settled."""
-    monkeypatch.setattr("contracts.source._tree.SETTLED_AFTER_NS", -(10**12))
-    monkeypatch.setattr("contracts.source._outside.SETTLED_AFTER_NS", -(10**12))
+    monkeypatch.setattr("contracts.source._snapshot.SETTLED_AFTER_NS", -(10**18))
 
 
 def test_a_warm_run_reads_nothing(pkg, settled, monkeypatch):
