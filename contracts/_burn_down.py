@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from contracts._base import DefinitionContract, listed
 from contracts._configuration import Configuration, identify
 from contracts._ignores import Detail, IgnoreField
 from contracts._writing import CouldNotError
-from contracts.report.run import account, findings
+from contracts.report._imports import first_imports
+from contracts.report.run import failures, findings
 
 __all__ = ["Change", "changes", "prepare"]
 
@@ -92,62 +94,89 @@ def changes(
     """
     everything = configuration.options.contracts_options
     required = [_required(options) for options in everything]
-    lists = [_written(options) for options in everything]
-    report.register(configuration)
-    prepare(configuration)
     started = [any(option in options for option in (_DEFINITIONS, _IMPORTS)) for options in everything]
     numbers = {id(options): number for number, options in enumerate(everything)}
-    todo = limit_to
-    planned: dict[int, Change] = {}
-    while True:
-        done = report.lint(configuration, todo, **session)
-        run = account(configuration, done)
-        if run.failures:
-            raise CouldNotError("\n".join(run.failures))
-        latest = []
-        for contract, check in done.get_contracts_and_checks():
-            number = numbers[id(contract.contract_options)]
-            name = identify(contract.contract_options)
-            may_grow = not started[number] or name in grow
-            latest.append(_plan(number, contract, check, done.graph, lists[number], may_grow=may_grow))
-        planned |= {change.contract: change for change in latest}
-        growing = [change for change in latest if change.added]
-        for change in growing:
-            if change.option == _DEFINITIONS and (lacking := set(required[change.contract]) - set(details)):
+    report.register(configuration)
+    prepare(configuration)
+    done = report.lint(configuration, limit_to, **session)
+    if failed := failures(done):
+        raise CouldNotError("\n".join(failed))
+    planned = []
+    for contract, check in done.get_contracts_and_checks():
+        number = numbers[id(contract.contract_options)]
+        may_grow = not started[number] or identify(contract.contract_options) in grow
+        change = _plan(number, contract, check, done.graph, may_grow=may_grow)
+        if change.added and change.option == _DEFINITIONS:
+            if lacking := required[number] - set(details):
                 wanted = listed([f"--{detail.value}" for detail in Detail if detail in lacking], "and")
                 raise CouldNotError(f"'{change.id}' wants more of each entry: give {wanted}.")
-            options = everything[change.contract]
-            ends = comment if change.option == _DEFINITIONS else ""
-            lists[change.contract] += [f"{name}{ends}" for name in change.added]
-            options[change.option] = list(lists[change.contract])
-        if not growing:
-            return _merged(list(planned.values()), lists, configuration)
-        # A chain of imports may hide another, that comes out when the first is ignored. In TOML a contract may
-        # have no id to be chosen by.
-        if all("id" in everything[change.contract] for change in growing):
-            todo = tuple(change.id for change in growing)
+            change = replace(change, added=[f"{name}{comment}" for name in change.added])
+        planned.append(_as_written(change, configuration))
+    return planned
 
 
-def _plan(
-    number: int, contract: Contract, check: ContractCheck, graph: ImportGraph, entries: list[str], *, may_grow: bool
-) -> Change:
+def _plan(number: int, contract: Contract, check: ContractCheck, graph: ImportGraph, *, may_grow: bool) -> Change:
     kind = type(contract)
+    entries = _written(contract.contract_options)
+    listed_already = {IgnoreField().parse(entry).name for entry in entries}
     if isinstance(contract, DefinitionContract):
         option, found, known = _DEFINITIONS, *_definitions(contract, check)
-    elif _has(kind, _IMPORTS):
-        option = _IMPORTS
-        found = [finding.name for finding in findings(contract, check, graph)]
-        known = {entry for entry in entries if graph.find_matching_direct_imports(import_expression=entry)}
+        fit = [name for name in dict.fromkeys(found) if name not in listed_already]
     else:
-        option, found, known = "", [finding.name for finding in findings(contract, check, graph)], set()
+        option = _IMPORTS if _has(kind, _IMPORTS) else ""
+        found = [finding.name for finding in findings(contract, check, graph)]
+        hidden = _matching(entries, graph)
+        known = {entry for entry, links in hidden.items() if links}
+        fit = [name for name in dict.fromkeys(found) if option and " -> " in name]
     removed = [entry for entry in entries if IgnoreField().parse(entry).name not in known]
-    names = list(dict.fromkeys(found))
-    listed_already = {IgnoreField().parse(entry).name for entry in entries}
-    fit = [n for n in names if n not in listed_already and (option == _DEFINITIONS or (option and " -> " in n))]
     added = fit if may_grow else []
-    left = [name or "(unnamed)" for name in names if name not in added]
+    if added and option == _IMPORTS:
+        added, found = _all_imports(contract, check, graph, {link for links in hidden.values() for link in links})
+    left = [name or "(unnamed)" for name in dict.fromkeys(found) if name not in added]
     fit = [] if may_grow else fit
     return Change(number, identify(contract.contract_options), option, len(entries), removed, added, left, fit)
+
+
+def _all_imports(
+    contract: Contract, check: ContractCheck, graph: ImportGraph, hidden: set[tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """The imports to ignore, and the names of what is found nevertheless.
+
+    A chain of imports may hide another, that comes out when the first is ignored.
+    """
+    options = {name: value for name, value in contract.contract_options.items() if name != _IMPORTS}
+    rest = copy.deepcopy(graph)
+    for importer, imported in hidden:
+        rest.remove_import(importer=importer, imported=imported)
+    added: list[str] = []
+    while True:
+        found = [finding.name for finding in findings(contract, check, rest)]
+        more = first_imports(contract, check, rest) or [name for name in found if " -> " in name]
+        more = [name for name in dict.fromkeys(more) if name not in added]
+        if not more:
+            return added, found
+        added += more
+        for name in more:
+            importer, _, imported = name.partition(" -> ")
+            rest.remove_import(importer=importer, imported=imported)
+        contract = type(contract)(contract.name, contract.session_options, options)
+        check = contract.check(copy.deepcopy(rest), verbose=False)
+
+
+def _matching(entries: list[str], graph: ImportGraph) -> dict[str, list[tuple[str, str]]]:
+    """The imports that each entry hides."""
+    modules = graph.modules
+    found = {}
+    for entry in entries:
+        importer, _, imported = (name.strip() for name in entry.partition("->"))
+        if "*" in entry:
+            links = graph.find_matching_direct_imports(import_expression=entry)
+            found[entry] = [(link["importer"], link["imported"]) for link in links]
+        elif {importer, imported} <= modules and graph.direct_import_exists(importer=importer, imported=imported):
+            found[entry] = [(importer, imported)]
+        else:
+            found[entry] = []
+    return found
 
 
 def _definitions(contract: DefinitionContract, check: ContractCheck) -> tuple[list[str], set[str]]:
@@ -171,17 +200,13 @@ def _definitions(contract: DefinitionContract, check: ContractCheck) -> tuple[li
     return [f.name for f in found], {f.name for f in (*data["ignored"], *data["findings"], *data["undecided"])}
 
 
-def _merged(planned: list[Change], lists: list[list[str]], configuration: Configuration) -> list[Change]:
-    """The changes against what the file says; those made on the way are in ``lists``."""
-    merged = []
-    for change in planned:
-        layout = configuration.layout[change.contract] if configuration.layout else None
-        option = layout.options.get(change.option) if layout else None
-        before = [text for _, text in option.entries] if option else []
-        added = [entry for entry in lists[change.contract] if entry not in before]
-        removed = [entry for entry in change.removed if entry in before]
-        merged.append(replace(change, before=len(before), removed=removed, added=added))
-    return merged
+def _as_written(change: Change, configuration: Configuration) -> Change:
+    """The change against what the file says."""
+    layout = configuration.layout[change.contract] if configuration.layout else None
+    option = layout.options.get(change.option) if layout else None
+    before = [text for _, text in option.entries] if option else []
+    added = [entry for entry in change.added if entry not in before]
+    return replace(change, before=len(before), added=added, removed=[e for e in change.removed if e in before])
 
 
 def _written(options: dict[str, Any]) -> list[str]:

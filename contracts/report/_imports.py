@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from grimp import ImportGraph
 from importlinter.domain.contract import Contract, ContractCheck
+from importlinter.domain.helpers import module_expressions_to_modules
 
 from contracts._findings import Finding
 from contracts.source import module_path, relative_path
 
-__all__ = ["findings_of_imports", "put_in_order"]
+__all__ = ["findings_of_imports", "first_imports", "put_in_order"]
 
 Link = dict[str, Any]  # importer, imported, line_numbers
 _Found = Iterator[tuple[Link, str]]  # the import to report, and what to say of it
@@ -28,7 +28,13 @@ def findings_of_imports(contract: Contract, check: ContractCheck, graph: ImportG
     if reader is None:
         return []
     roots = contract.session_options["root_packages"]
-    findings = [_locate(link, message, roots) for link, message in reader(check, graph)]
+    places: dict[str, tuple[str, list[bytes]] | None] = {}
+    findings = []
+    for link, message in reader(check, graph):
+        importer = link["importer"]
+        if importer not in places:
+            places[importer] = _place(importer, roots)
+        findings.append(_locate(link, message, places[importer]))
     undeclared = sorted(check.metadata.get("undeclared_modules", ()))
     for module in undeclared:
         path = module_path(module, roots)
@@ -67,6 +73,54 @@ def put_in_order(contract: Contract, check: ContractCheck) -> None:
 
 def _route_key(route: dict[str, Any]) -> list[tuple[str, str]]:
     return [(link["importer"], link["imported"]) for link in route["chain"]]
+
+
+def first_imports(contract: Contract, check: ContractCheck, graph: ImportGraph) -> list[str]:
+    """The imports that begin a forbidden chain, as ``importer -> imported``: those reported and those hidden by them.
+
+    Contracts of layers and of independent modules report a few of many chains, and do not mind those through a third
+    of their modules. Without these imports such a contract is kept, and with any of them it is not. Empty for another
+    type. The graph is without the imports that are ignored.
+    """
+    options: Any = contract
+    match _kind(contract):
+        case "layers.LayersContract":
+            names = [tail.name for layer in options.layers for tail in layer.module_tails]
+            within = module_expressions_to_modules(graph, options.containers or ())
+            groups = [[f"{container.name}.{name}" for name in names] for container in within] or [names]
+            pairs = [(data["importer"], data["imported"]) for data in check.metadata["invalid_dependencies"]]
+        case "independence.IndependenceContract":
+            groups = [[module.name for module in module_expressions_to_modules(graph, options.modules)]]
+            pairs = [(data["downstream_module"], data["upstream_module"]) for data in check.metadata["invalid_chains"]]
+        case _:
+            return []
+    found = []
+    for group in groups:
+        packages = {name: _package(name, graph) for name in group}
+        inside = set().union(*packages.values())
+        for importer, imported in pairs:
+            if importer in packages and imported in packages:
+                reaching = _reaching(packages[imported], inside, graph)
+                for module in sorted(packages[importer]):
+                    targets = graph.find_modules_directly_imported_by(module) & reaching
+                    found += [f"{module} -> {target}" for target in sorted(targets)]
+    return list(dict.fromkeys(found))
+
+
+def _package(name: str, graph: ImportGraph) -> set[str]:
+    if name not in graph.modules:  # an optional layer
+        return set()
+    return {name} if graph.is_module_squashed(name) else {name, *graph.find_descendants(name)}
+
+
+def _reaching(goal: set[str], barred: set[str], graph: ImportGraph) -> set[str]:
+    """The modules that import one of ``goal``, itself or through others that are not ``barred``, and ``goal``."""
+    found, todo = set(goal), list(goal)
+    while todo:
+        new = graph.find_modules_that_directly_import(todo.pop()) - barred - found
+        found |= new
+        todo += new
+    return found
 
 
 def _layers(check: ContractCheck, graph: ImportGraph) -> _Found:
@@ -136,18 +190,21 @@ def _say(link: Link) -> str:
     return f"{link['importer']} -> {link['imported']} ({lines})"
 
 
-def _locate(link: Link, message: str, roots: Sequence[str]) -> Finding:
-    name = f"{link['importer']} -> {link['imported']}"
-    path = module_path(link["importer"], roots)
-    lines = [line for line in link["line_numbers"] if line]
+def _place(module: str, roots: Sequence[str]) -> tuple[str, list[bytes]] | None:
+    """The relative path of a module, and its lines."""
+    path = module_path(module, roots)
     if path is None:
+        return None
+    with open(path, "rb") as file:
+        return relative_path(path), file.read().split(b"\n")
+
+
+def _locate(link: Link, message: str, place: tuple[str, list[bytes]] | None) -> Finding:
+    name = f"{link['importer']} -> {link['imported']}"
+    if place is None:
         return Finding("", 0, 0, name, message)
-    line = min(lines, default=1)
-    return Finding(relative_path(path), line, _indentation(path, line) + 1, name, message)
-
-
-def _indentation(path: str, number: int) -> int:
-    """How far a statement is indented: an import may stand in a function."""
-    with open(os.fspath(path), "rb") as file:
-        line = next((line for n, line in enumerate(file, 1) if n == number), b"")
-    return len(line) - len(line.lstrip(b" \t\f"))
+    path, lines = place
+    number = min((line for line in link["line_numbers"] if line), default=1)
+    text = lines[number - 1] if number <= len(lines) else b""
+    # How far the statement is indented: an import may stand in a function.
+    return Finding(path, number, len(text) - len(text.lstrip(b" \t\f")) + 1, name, message)

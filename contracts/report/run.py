@@ -18,7 +18,7 @@ from contracts._findings import Finding
 from contracts.report._imports import findings_of_imports
 from contracts.report._lint import exit_code
 
-__all__ = ["Item", "Run", "Verdict", "account", "findings"]
+__all__ = ["Item", "Run", "Verdict", "account", "failures", "findings"]
 
 _PLACE = re.compile(r"(?P<path>.+?):(?P<line>\d+)(?::(?P<column>\d+))? (?P<message>.+)", re.DOTALL)
 _ENTRY = re.compile(r"(?P<option>\w+): '(?P<entry>.+?)'")
@@ -98,16 +98,21 @@ class Run:
 
 def account(configuration: Configuration, report: Report) -> Run:
     """A report as plain data."""
-    run = Run(configuration, report=report)
-    for name, error in report.invalid_contract_options.items():
-        run.failures += [
-            f"Contract '{name}' is not configured correctly: {option}: {text}" for option, text in error.errors.items()
-        ]
+    run = Run(configuration, failures=failures(report), report=report)
     numbers = {id(options): number for number, options in enumerate(configuration.options.contracts_options)}
     for contract, check in report.get_contracts_and_checks():
         number = numbers[id(contract.contract_options)]
         run.verdicts.append(_verdict(configuration, number, contract, check, report))
     return run
+
+
+def failures(report: Report) -> list[str]:
+    """Why there is no verdict on some of the contracts."""
+    return [
+        f"Contract '{name}' is not configured correctly: {option}: {text}"
+        for name, error in report.invalid_contract_options.items()
+        for option, text in error.errors.items()
+    ]
 
 
 def _verdict(

@@ -2,10 +2,16 @@
 
 import tomllib
 
+import grimp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from importlinter.contracts.independence import IndependenceContract
+from importlinter.contracts.layers import LayersContract
 
 from contracts import _ignores
 from contracts.commands import ignore
+from contracts.report._imports import first_imports
 from tests.contracts.projects import Project, report
 
 OLD = "from pkg.base import Base\n\n\nclass Old(Base):\n    def run(self): ...\n"
@@ -201,6 +207,38 @@ class TestIgnore:
         small.write({"third_party.py": source})
         small.configure([{"name": "Third", "type": "third"}], session={"contract_types": ["third: third_party.Third"]})
         assert run(small, "ignore") == (1, "0: 1 finding, and its type has no list for them\n")
+
+
+_MODULES = [f"pkg.{name}" for name in ("a", "a.x", "a.y", "b", "b.x", "c", "c.x", "d", "e", "f")]
+_IMPORTS_OF_MODULES = st.sets(st.tuples(*[st.sampled_from(_MODULES)] * 2).filter(lambda pair: pair[0] != pair[1]))
+_CONTRACTS = [
+    (LayersContract, {"layers": ["pkg.a", "pkg.b", "pkg.c"]}),
+    (LayersContract, {"layers": ["a | b", "(z)", "c : d"], "containers": ["pkg"]}),
+    (LayersContract, {"layers": ["(x)", "(y)"], "containers": ["pkg.*"]}),
+    (IndependenceContract, {"modules": ["pkg.a", "pkg.b.*", "pkg.c"]}),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(links=_IMPORTS_OF_MODULES, contract=st.sampled_from(_CONTRACTS))
+def test_the_imports_that_are_ignored_at_once(links, contract):
+    """Without them the contract is kept, and each is needed for that."""
+    kind, options = contract
+
+    def check(links):
+        graph = grimp.ImportGraph()
+        for module in ["pkg", *_MODULES]:
+            graph.add_module(module)
+        for importer, imported in links:
+            graph.add_import(importer=importer, imported=imported)
+        rule = kind("Rule", {"root_packages": ["pkg"]}, options)
+        return rule, rule.check(graph, verbose=False), graph
+
+    found = first_imports(*check(links))
+    needed = {tuple(name.split(" -> ")) for name in found}
+    assert needed <= links
+    assert check(links - needed)[1].kept
+    assert not any(check(links - (needed - {link}))[1].kept for link in needed)
 
 
 ORDER = ["Rule (2 ignored)", "Other (2 ignored)"]
