@@ -50,13 +50,18 @@ _DOTTED = re.compile(rb"[\w.\x80-\xff]+")
 _NAME_BEFORE = re.compile(rb"[\w.]+$")
 _WORD_BYTES = frozenset(bytes([byte]) for byte in _WORD)
 _CALLABLE_END = _WORD | {ord(")"), ord("]")}
-_STRUCTURE = re.compile(rb"[()\[\]{}]")
+# Brackets; strings and comments, which may hold any, as wholes; what may end a long string that is an argument.
+_STRUCTURE = re.compile(
+    rb"""[()\[\]{}]|#[^\n]*|(?:"{3}|'{3})(?=[ \t]*[,%.+])|"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+'"""
+)
+_UNSEEN = -1  # in place of a bracket: there may be one before what looks like a statement, in a long string perhaps
+# The bracket that is open innermost, behind those around it.
+_Brackets = tuple[()] | tuple["_Brackets", int]
 # What begins a line and can only be a statement: no bracket is open before it.
 _STATEMENT = re.compile(
     rb"\n(?:[ \t]*(?:assert|async|break|class|continue|def|del|elif|except|finally|global|import|nonlocal|pass|raise"
-    rb"|return|try|while)\b|[^\s#)\]}])"
+    rb"|return|try|while)\b|(?<![(\[{,]\n)[^\s#)\]}])"
 )
-_FURTHEST = 4000
 _BLANKS = re.compile(rb"[ \t]*")
 _AS = re.compile(rb"[ \t\\\n]+as[ \t\\\n]+([\w\x80-\xff]+)")
 _ABOVE = re.compile(rb"[\w\x80-\xff]+[ \t]*\.[ \t]*")
@@ -87,6 +92,8 @@ class Text:
     def __init__(self, source: bytes) -> None:
         self.source = source
         self._asked = 0
+        self._lines_in_functions: dict[int, bool] = {}
+        self._open_brackets: dict[int, _Brackets] = {}
 
     @cached_property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -253,12 +260,83 @@ class Text:
                 continue
             if self.in_import(start):
                 continue
-            callee = _callee(source, start)
+            callee = self._callee(line, start)
             if callee is not None:
                 callees.add(callee)
-            if not binds and (self.creates_locally or not _in_function(source, line)):
+            if not binds and (self.creates_locally or not self._in_function(line)):
                 binds = True
         return binds, callees
+
+    def _callee(self, line: int, start: int) -> bytes | None:
+        """The function in whose call's brackets ``start`` lies, in the line from ``line`` on; None if in none."""
+        source = self.source
+        begins_statement = line > 0 and _STATEMENT.match(source, line - 1, start)
+        around = _brackets(source, line, start, () if begins_statement else self._open_at(line))
+        while around:
+            around, place = around
+            if place == _UNSEEN:
+                return b"?"
+            head = source[max(place - 80, 0) : place].rstrip(b" \t")
+            if source[place] == ord("(") and head and head[-1] in _CALLABLE_END and not _NO_CALL.search(head):
+                name = _NAME_BEFORE.search(head)
+                return name[0] if name else b"?"
+            # A display may itself be an argument.
+        return None
+
+    def _open_at(self, line: int) -> _Brackets:
+        """The brackets that are open where the line that begins at ``line`` does; looked for once in each line."""
+        source, known = self.source, self._open_brackets
+        found: _Brackets = ()
+        behind = []
+        while line > 0 and line not in known:
+            end, line = line, source.rfind(b"\n", 0, line - 1) + 1
+            behind.append(end)
+            if line > 0 and _STATEMENT.match(source, line - 1, end):
+                break
+        else:
+            found = known.get(line, ())
+        for end in reversed(behind):
+            found = known[end] = _brackets(source, line, end, found)
+            line = end
+        return found
+
+    def _in_function(self, line: int) -> bool:
+        """Whether the line that begins at ``line`` is indented under a ``def``."""
+        source, known = self.source, self._lines_in_functions
+        indent = _indent(source, line)
+        alike = [line]  # what holds for one of them holds for all
+        found = False
+        while line > 0 and indent > 0:
+            line = source.rfind(b"\n", 0, line - 1) + 1
+            if source[line : line + 1] == b"\n":
+                continue
+            here = _indent(source, line)
+            if here < indent and source[line + here : line + here + 1] not in {b"#", b")", b"]", b"}", b"\n"}:
+                if source.startswith((b"def ", b"async def "), line + here):
+                    found = True
+                    break
+                indent = here
+            elif here != indent:
+                continue
+            if line in known:
+                found = known[line]
+                break
+            alike.append(line)
+        known.update(dict.fromkeys(alike, found))
+        return found
+
+
+def _brackets(source: bytes, start: int, end: int, around: _Brackets) -> _Brackets:
+    """The brackets that are open at ``end``, given those at ``start``, in the same line or at the end of it."""
+    for match in _STRUCTURE.finditer(source, start, end):
+        byte = match[0]
+        if byte in {b"(", b"[", b"{"}:
+            around = (around, match.start())
+        elif around and byte in {b")", b"]", b"}"}:
+            around = around[0]
+        elif byte in {b")", b"]", b"}", b'"""', b"'''"}:
+            around = (around, _UNSEEN)
+    return around
 
 
 def gives_by_function(source: bytes) -> bool:
@@ -295,44 +373,6 @@ def _occurrences(source: bytes, word: bytes) -> Iterator[int]:
         if (start == 0 or source[start - 1] not in _WORD) and (end == len(source) or source[end] not in _WORD):
             yield start
         start = source.find(word, end)
-
-
-def _callee(source: bytes, start: int) -> bytes | None:
-    """The function in whose call's brackets ``start`` lies; None if in none."""
-    low = max(start - _FURTHEST, 0)
-    statement = None
-    for statement in _STATEMENT.finditer(source, low, start):
-        low = statement.start()
-    depth = 0
-    for match in reversed([*_STRUCTURE.finditer(source, low, start)]):
-        place = match.start()
-        byte = source[place]
-        if byte in b")]}":
-            depth += 1
-        elif depth:
-            depth -= 1
-        else:
-            head = source[max(place - 80, 0) : place].rstrip(b" \t")
-            name = _NAME_BEFORE.search(head)
-            if byte != ord("(") or not head or head[-1] not in _CALLABLE_END or _NO_CALL.search(head):
-                return _callee(source, place)  # a display may itself be an argument
-            return name[0] if name else b"?"
-    return b"?" if low and statement is None else None
-
-
-def _in_function(source: bytes, line: int) -> bool:
-    """Whether the line that begins at ``line`` is indented under a ``def``."""
-    indent = _indent(source, line)
-    while line > 0 and indent > 0:
-        line = source.rfind(b"\n", 0, line - 1) + 1
-        if source[line : line + 1] == b"\n":
-            continue
-        here = _indent(source, line)
-        if here < indent and source[line + here : line + here + 1] not in {b"#", b")", b"]", b"}", b"\n"}:
-            indent = here
-            if source.startswith((b"def ", b"async def "), line + here):
-                return True
-    return False
 
 
 def _indent(source: bytes, line: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from contracts.source._occurrences import all_of
+from contracts.source._occurrences import all_of, is_dynamic
 from contracts.source._resolve import ClassValue, Frame, FunctionValue
 from contracts.source._sight import absolute
 from contracts.source._summary import Ref
@@ -27,20 +27,30 @@ class Factories:
         self._search = search
         self._index = search.index
         self._makers: dict[tuple[str, str], bool] = {}
+        self._followed: set[tuple[str, int]] = set()
 
     def evaluate(self, module: str, tokens: frozenset[str]) -> None:
         """Classes that come to be in a function that is handed one of ours."""
         summary = self._index.summary(module, deep=True)
         for place in all_of(self._search.occurrences(module, deep=True).calls, tokens):
-            self.follow(summary.calls[place], module, (), 0)
+            if (module, place) not in self._followed:
+                self._followed.add((module, place))
+                self.follow(summary.calls[place], module, (), 0)
+
+    def forget(self) -> None:
+        """Follow every call anew: what names stand for has changed."""
+        self._followed.clear()
+        self._makers.clear()
 
     def follow(self, call: Ref, module: str, frame: Frame, depth: int) -> None:
         _, function, arguments, keywords = call
         resolver = self._index.resolver
         functions = [v for v in resolver.values(function, module, frame) if isinstance(v, FunctionValue)]
         makers = [callee for callee in functions if self._makes(callee)]
-        handed = [v for ref in [*arguments, *keywords.values()] for v in resolver.values(ref, module, frame) if makers]
-        if not makers or not self._search.holds(handed, 0):
+        if not makers:  # as nearly always; what is handed over costs most
+            return
+        handed = [value for ref in [*arguments, *keywords.values()] for value in resolver.values(ref, module, frame)]
+        if not self._search.holds(handed, 0):
             return
         for callee in makers:
             inner = resolver.bind(callee, arguments, keywords, module, frame)
@@ -55,18 +65,28 @@ class Factories:
         return [calls[place] for place in places]
 
     def _makes(self, function: FunctionValue) -> bool:
-        """Whether a class may come to be in a function, or in one to which it hands on what it is handed."""
-        place = (function.module, function.key)
-        if place not in self._makers:
-            self._makers[place] = False  # calling itself, it makes no more
-            resolver = self._index.resolver
-            self._makers[place] = next(self._local_classes(function), None) is not None or any(
-                self._makes(callee)
-                for call in self._handing_on(function)
-                for callee in resolver.values(call[1], function.module)
-                if isinstance(callee, FunctionValue)
-            )
-        return self._makers[place]
+        """Whether a class with bases told by a call may come to be in a function, or in one to which it hands on."""
+        reached = {(function.module, function.key): function}
+        pending = [function]
+        while pending:
+            callee = pending.pop()
+            known = self._makers.get((callee.module, callee.key))
+            if known or (known is None and self._has_dynamic_locals(callee)):
+                self._makers[callee.module, callee.key] = self._makers[function.module, function.key] = True
+                return True
+            for call in self._handing_on(callee) if known is None else ():
+                for value in self._index.resolver.values(call[1], callee.module):
+                    if isinstance(value, FunctionValue) and (value.module, value.key) not in reached:
+                        reached[value.module, value.key] = value
+                        pending.append(value)
+        # Nothing that was reached leads to a class, whatever calls what in a circle.
+        self._makers |= dict.fromkeys(reached, False)
+        return False
+
+    def _has_dynamic_locals(self, function: FunctionValue) -> bool:
+        """Whether what a function is handed may tell what the classes are that come to be in it."""
+        classes = self._index.summary(function.module, deep=True).classes
+        return any(is_dynamic(classes[key].bases) for key in self._local_classes(function))
 
     def _local_classes(self, function: FunctionValue) -> Iterator[str]:
         """The keys of the classes that come to be in a function."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from contracts.source._summary import Ref, Summary
 
+# Refs that stand for something only running could tell, or that hold it.
+_DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e", "w", "l"})
+
 
 class Occurrences:
     """Where the names in a module's refs stand.
@@ -60,3 +63,12 @@ def names_in(ref: object) -> Iterator[str]:
 def all_of(table: dict[str, list[Any]], names: Iterable[str]) -> list[Any]:
     """What a table holds for any of some names, once each."""
     return [*dict.fromkeys(item for name in names for item in table.get(name, ()))]
+
+
+def is_dynamic(ref: Ref | list[Ref]) -> bool:
+    """Whether a ref, or one of several, stands for something that no name tells."""
+    if isinstance(ref, list):
+        if ref and isinstance(ref[0], str) and (ref[0] in _DYNAMIC_REFS or (ref[0] == "s" and isinstance(ref[2], str))):
+            return True
+        return any(is_dynamic(item) for item in ref)
+    return ref == "__class__"

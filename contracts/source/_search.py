@@ -22,16 +22,14 @@ from contracts.source._errors import SourceError
 from contracts.source._factories import Factories
 from contracts.source._hierarchy import unknown_among
 from contracts.source._left_out import why_left_out
-from contracts.source._occurrences import Occurrences, all_of, names_in
+from contracts.source._occurrences import Occurrences, all_of, is_dynamic, names_in
 from contracts.source._resolve import ClassValue, Display, Instance, ModuleValue, Unknown, Value
-from contracts.source._summary import Ref, Summary
+from contracts.source._summary import Summary
 from contracts.source._tree import relative_path
 
 if TYPE_CHECKING:
     from contracts.source._index import Index
 
-# Refs that stand for something only running could tell, or that hold it.
-_DYNAMIC_REFS = frozenset({"k", "x", "p", "i", "e", "w", "l"})
 _ANY_NAME = "<any name>"  # stands for a name that nothing in a module spells
 
 
@@ -224,6 +222,7 @@ class Search:
             for value in resolver.values(owner, module) if self.holds(values, 0) else ():
                 if resolver.patch(value, name, values) and isinstance(value, ModuleValue | ClassValue):
                     self._chains = {of: chain for of, chain in self._chains.items() if chain is not None}
+                    self._factories.forget()
                     self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
                     if name == "__bases__" and isinstance(value, ClassValue):
                         self.judge(value)
@@ -274,7 +273,7 @@ class Search:
         self._dynamic_done.add(module)
         summary = self.index.summary(module)
         for key, record in summary.classes.items():
-            if _is_dynamic(record.bases):
+            if is_dynamic(record.bases):
                 self._judge_by_bases(ClassValue(module, key))
         for exported, ref in summary.exports.items():
             if ref[0] == "k" and ref[1] == ["b", "type"]:
@@ -296,7 +295,7 @@ class Search:
 
         A base told by its name, and what is above any of them, is found by that name if it is one of ours.
         """
-        bases = [option for options in self.index.resolver.bases(value, _is_dynamic) for option in options]
+        bases = [option for options in self.index.resolver.bases(value, is_dynamic) for option in options]
         if any(isinstance(base, ClassValue) and self._is_known(base) for base in bases):
             self.judge(value)
             return
@@ -373,7 +372,7 @@ class Search:
                 continue
             for key, record in summary.classes.items():
                 named = {*names_in(record.bases)} & {name.decode() for name in held}
-                if named or _is_dynamic(record.bases):
+                if named or is_dynamic(record.bases):
                     value = ClassValue(file.module, key)
                     if self._files.get(file.module) is not file or self._chain(value) is not None:
                         reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
@@ -382,11 +381,3 @@ class Search:
 
 def _own_name(value: ClassValue) -> bytes:
     return value.key.partition("@")[0].rpartition(".")[2].encode()
-
-
-def _is_dynamic(ref: Ref | list[Ref]) -> bool:
-    if isinstance(ref, list):
-        if ref and isinstance(ref[0], str) and (ref[0] in _DYNAMIC_REFS or (ref[0] == "s" and isinstance(ref[2], str))):
-            return True
-        return any(_is_dynamic(item) for item in ref)
-    return ref == "__class__"
