@@ -128,6 +128,18 @@ def compare(tree: Path, config: Path, runs: int) -> dict[str, Pairs]:
                     if state == "cold":
                         shutil.rmtree(caches[path], ignore_errors=True)
                     into.append(run(tree, path, caches[path]))
+        checkout = folder / tree.name
+        shutil.copytree(tree, checkout, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+        files = [file for file in checkout.rglob("*") if file.is_file() and not file.is_symlink()]
+        restored = folder / "restored"
+        pairs = results["restored"] = Pairs([], [])
+        for _ in range(runs):
+            for file in files:
+                os.utime(file)
+            for path, into in ((config, pairs.ours), (other, pairs.theirs)):
+                shutil.rmtree(restored, ignore_errors=True)
+                shutil.copytree(caches[path], restored)
+                into.append(run(checkout, path, restored))
     return results
 
 
