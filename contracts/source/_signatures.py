@@ -80,6 +80,7 @@ class Signatures:
         self._types = Types(syntax, names)
         self._subtypes = Subtypes(syntax, self._types)
         self._defaults = Defaults(names)
+        self._plain: dict[tuple[int, str, ClassValue | None], tuple[ast.expr, Type]] = {}
 
     def compare(
         self, base: Definition, override: Definition, subject: ClassValue, *, require_annotations: bool
@@ -103,8 +104,18 @@ class Signatures:
         self, definition: Definition, annotation: ast.expr | None, bound: Mapping[Variable, Type]
     ) -> Type:
         """The type that an annotation of a definition spells."""
-        scope = definition.owner if definition.module == definition.owner.module else None
-        return substitute(self._types.read(annotation, definition.module, scope, bound, definition.declared), bound)
+        if annotation is None:
+            return ANY
+        module = definition.module
+        scope = definition.owner if module == definition.owner.module else None
+        known = self._plain.get((id(annotation), module, scope))  # most are read once for each subclass
+        if known is not None:
+            return known[1]
+        type_ = self._types.read(annotation, module, scope, {}, definition.declared)
+        if any(isinstance(item, Variable | Unknown) for item in parts(type_)):
+            return substitute(self._types.read(annotation, module, scope, bound, definition.declared), bound)
+        self._plain[id(annotation), module, scope] = annotation, type_  # kept, so that its id stays its own
+        return type_
 
     def accepts(self, wide: Type, narrow: Type) -> Verdict:
         """Whether every ``narrow`` is a ``wide``."""
@@ -253,11 +264,13 @@ class _Pair:
         wide = self.signatures.type_of(self.override, item.annotation, self.own)
         narrow = self.signatures.type_of(self.base, parameter.annotation, self.bound)
         verdict = self.signatures.accepts(wide, narrow)
+        if verdict is True:
+            return
         ours, theirs = ast.unparse(item.annotation), ast.unparse(parameter.annotation)
         if verdict is False:
             advice = "A parameter may be wider than the base's, never narrower."
             self.differ(item, f"takes '{item.name}' as {ours}", f"takes it as {theirs}", advice)
-        elif verdict is None:
+        else:
             self.doubt_type(f"whether its '{item.name}', {ours}, takes every {theirs}", narrow)
 
     def doubt_type(self, text: str, promised: Type) -> None:
@@ -281,16 +294,19 @@ class _Pair:
         verb = "is" if base.kind in {"property", "attribute"} else "returns"
         if base.returns is None:
             return
-        ours, theirs = (_written_result(item, other) for item, other in ((override, base), (base, override)))
         if override.returns is None:
             if self.require_annotations:
-                self.differ(None, "has no return annotation", f"{verb} {theirs}", "Annotate it.")
+                rule = f"{verb} {_written_result(base, override)}"
+                self.differ(None, "has no return annotation", rule, "Annotate it.")
             return
         verdict = self.signatures.accepts(wide, narrow)
+        if verdict is True:
+            return
+        ours, theirs = (_written_result(item, other) for item, other in ((override, base), (base, override)))
         if verdict is False:
             advice = "A return type may be narrower than the base's, never wider."
             self.differ(None, f"{verb} {ours}", f"{verb} {theirs}", advice)
-        elif verdict is None:
+        else:
             self.doubt_type(f"whether what it {verb}, {ours}, is a {theirs}", wide)
 
     def asynchrony(self) -> None:
