@@ -29,6 +29,7 @@ _LONG = 12  # so long an end of a word is as rare as the word
 _LAST_WORD = re.compile(rb"\w+$")
 # A line of a long import, and an import that does not begin its line.
 _LISTED = re.compile(rb"[\w \t,()]*(?:#[^\n]*)?\n?")
+_MULTIPLE = re.compile(rb"multiple(?:[\s\\]|#[^\n]*\n)*\(")
 _INLINE_IMPORT = re.compile(rb"[;:][ \t]*(?:from|import)\b|\bfrom[.\\]")
 
 
@@ -143,9 +144,10 @@ class Wanted:
                 relative = inside and source_of(statement).startswith(b".")
                 return relative or self.above in statement
         line = source[source.rfind(b"\n", 0, start) + 1 : (source.find(b"\n", start) + 1 or len(source))]
-        if _LISTED.fullmatch(line) or _INLINE_IMPORT.search(source):
+        is_called = source.startswith(b"(", start + len(self.last))
+        if (not is_called and _LISTED.fullmatch(line)) or _INLINE_IMPORT.search(source):
             return True
-        return any(map(text.brings_all, text.import_statements)) or b"multiple" in source
+        return any(map(text.brings_all, text.import_statements)) or _MULTIPLE.search(source) is not None
 
 
 class _Finder:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.source import Cache, Index
+from contracts.source import Cache, Index, _references
 from contracts.source._outside import OutsideFiles
 from contracts.source._references import Wanted, find_references
 from contracts.source._tree import SourceFile
@@ -569,6 +569,8 @@ _FORMS = [
     "import {pkg}.sub as m\npatch.object(m, 'old')",
     'from {pkg} import sub\ngetattr(sub, "old")',
     "patch.multiple('{pkg}.sub', old=1)",
+    "x = (patch.multiple  # why\n  ('{pkg}.sub', old=1))",
+    "from {pkg}.sub import *\nf(\n    old(\n))",
     "__import__('{pkg}.sub', fromlist=['old'])",
     "L = {{'old': ('.old', 'x')}}",
     "sys.modules['{pkg}.sub.old']",
@@ -596,13 +598,14 @@ def test_the_search_in_the_bytes_overlooks_nothing(tmp_path_factory, form, place
     text = "\n".join([*around, text, ""])
     folder = tmp_path_factory.mktemp("project")
     Project(folder).write({"pkg/__init__.py": "", "pkg/sub/__init__.py": "", _PLACES[place]: text})
-    found = _references(folder, ["pkg.sub.old"])
+    found = _find(folder, ["pkg.sub.old"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Wanted, "may_be_in", lambda *_, **__: True)
-        assert found == _references(folder, ["pkg.sub.old"])
+        patch.setattr(_references._Finder, "may_name", lambda *_: True)
+        assert found == _find(folder, ["pkg.sub.old"])
 
 
-def _references(folder: Path, paths):
+def _find(folder: Path, paths):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -618,7 +621,7 @@ def test_every_form_is_found_somewhere(tmp_path, form):
     for place, path in _PLACES.items():
         Project(tmp_path / place).write({"pkg/__init__.py": "", "pkg/sub/__init__.py": ""})
         Project(tmp_path / place).write({path: form.format(pkg="pkg", s=" ") + "\n"})
-        found, problems = _references(tmp_path / place, ["pkg.sub.old"])
+        found, problems = _find(tmp_path / place, ["pkg.sub.old"])
         counts.append(len(found) + len(problems))
     assert sum(counts)
 
@@ -663,7 +666,7 @@ def _read_corrupted(data, folder: Path, sources: Path, runs: int) -> None:
         suffix = path.suffix or ".py"
         Project(folder).write({f"t/{run}{suffix}": _corrupted(data, path.read_bytes())})
     Project(folder).write({"pkg/__init__.py": ""})
-    found, problems = _references(
+    found, problems = _find(
         folder, ["pkg.x", "moe.legacy", "moe.mori_prepare_finalize", "moe.fused_batched.BatchedPF"]
     )
     for reference in found:
