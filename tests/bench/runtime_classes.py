@@ -102,7 +102,7 @@ def _answer(request, say):
     for name in request["bases"]:
         try:
             base = _resolve(name)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
             unresolved[name] = str(error)
         else:
             if isinstance(base, type):
