@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from grimp import ImportGraph
 
 from contracts.fix._imports import absolute
-from contracts.source._names import is_type_checking
+from contracts.source._syntax import is_type_checking
 
 _Edges = Callable[[str], set[str]]
 

@@ -15,7 +15,7 @@ from contracts.fix._open import Open
 from contracts.fix._units import Unit, defining, units
 from contracts.fix._uses import Rewriter
 from contracts.source._mentions import Module
-from contracts.source._names import is_type_checking
+from contracts.source._syntax import is_type_checking
 from contracts.source._tree import SourceFile
 
 

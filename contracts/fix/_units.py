@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from contracts.fix._document import Document, whole_lines
-from contracts.source._names import is_type_checking
 from contracts.source._scopes import last_name, own_expressions, own_statements
+from contracts.source._syntax import is_type_checking
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Assign, ast.AnnAssign)
 

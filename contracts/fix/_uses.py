@@ -13,8 +13,8 @@ from contracts.fix._strings import opening, replace
 from contracts.fix._tables import change_tables
 from contracts.fix._units import annotation_strings
 from contracts.source._mentions import Module, Paths, Reader
-from contracts.source._names import is_type_checking
 from contracts.source._scopes import Placed, Scope, own_statements
+from contracts.source._syntax import is_type_checking
 
 
 class Rewriter(Reader):

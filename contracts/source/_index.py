@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import ast
     import re
 
+    from contracts.source._excerpt import Definition
     from contracts.source._hierarchy import Hierarchy
     from contracts.source._outside import OutsideFiles
     from contracts.source._resolve import ClassValue, Resolver
@@ -53,6 +54,8 @@ class Index:
             gc.unfreeze()
         self._summaries: dict[tuple[str, bool], Summary] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._definitions: dict[tuple[str, int], Definition | None] = {}
+        self._lines: dict[str, list[str]] = {}
         self._sight: Sight | None = None
         self.errors: dict[str, SourceError] = {}
 
@@ -184,6 +187,33 @@ class Index:
 
             self._trees[module] = parse(self.tree.files[module])
         return self._trees[module]
+
+    def lines(self, module: str) -> list[str]:
+        """The lines of a module's text, without their ends.
+
+        Raises:
+            SourceError: it cannot be read or decoded.
+        """
+        if module not in self._lines:
+            self._lines[module] = self.tree.files[module].text.split("\n")
+        return self._lines[module]
+
+    def definition(self, module: str, line: int) -> Definition | None:
+        """The function or class that begins at a line, parsed alone; None where that cannot be.
+
+        Raises:
+            SourceError: the module cannot be read or decoded.
+        """
+        key = (module, line)
+        if key not in self._definitions:
+            from contracts.source._excerpt import definition  # noqa: PLC0415  see above
+
+            self._definitions[key] = definition(self.lines(module), line)
+        return self._definitions[key]
+
+    def has_tree(self, module: str) -> bool:
+        """Whether ``syntax_tree`` has parsed a module already."""
+        return module in self._trees
 
     def summarize_file(self, file: SourceFile, *, deep: bool = False) -> Summary:
         """What a file says, from the cache where its content was read before.

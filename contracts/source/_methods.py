@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from contracts.source._decorators import Decorators, Effect
-from contracts.source._names import Lost, Names, is_type_checking
+from contracts.source._names import Lost, Names
 from contracts.source._resolve import ClassValue, External, FunctionValue
-from contracts.source._syntax import Syntax
+from contracts.source._syntax import Syntax, is_type_checking
 
 # What is certainly no function.
 DATA = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +45,7 @@ class Names:
         self._syntax = syntax
         self._modules = syntax.index.tree.files
         self._known: dict[tuple[str, str], Meaning] = {}
-        self._typing_only: dict[str, dict[str, Meaning]] = {}
+        self._typing_only: dict[str, dict[str, ModuleValue | External | tuple[str, str]]] = {}
 
     def follow(self, module: str, name: str) -> Meaning:
         """What a global name of a module stands for."""
@@ -110,7 +110,7 @@ class Names:
             summary = self._syntax.summary(module)
             ref = summary.exports.get(name)
             if ref is None or ref[0] not in {"f", "m", "c"}:
-                hinted = self._only_for_type_checkers(module).get(name)
+                hinted = self._only_for_type_checkers(module, name)
                 if hinted is not None:
                     return hinted
             if ref is None:
@@ -173,27 +173,34 @@ class Names:
                 found.add(module)
         return frozenset(found)
 
-    def _only_for_type_checkers(self, module: str) -> dict[str, Meaning]:
-        """The names that imports under ``if TYPE_CHECKING:`` bind."""
+    def _only_for_type_checkers(self, module: str, name: str) -> Meaning | None:
+        """What an import under ``if TYPE_CHECKING:`` binds a name to; None where none does."""
         if module not in self._typing_only:
-            names = self._typing_only[module] = {}
-            if b"TYPE_CHECKING" not in self._syntax.file(module).searchable:
-                return names
-            package = module
-            if not self._syntax.file(module).is_package:
-                package = module.rpartition(".")[0]
-            for statement in _typing_blocks(self._syntax.module(module).body):
-                if isinstance(statement, ast.Import):
-                    for alias in statement.names:
-                        bound = alias.asname or alias.name.partition(".")[0]
-                        target = alias.name if alias.asname else bound
-                        names[bound] = ModuleValue(target) if self._inside(target) else External(target)
-                elif isinstance(statement, ast.ImportFrom):
-                    source = absolute(statement, package)
-                    for alias in statement.names:
-                        if (source, alias.name) != (module, alias.asname or alias.name):
-                            names[alias.asname or alias.name] = self.follow(source, alias.name)
-        return self._typing_only[module]
+            self._typing_only[module] = self._imports_for_type_checkers(module)
+        hinted = self._typing_only[module].get(name)
+        return hinted if hinted is None or isinstance(hinted, ModuleValue | External) else self.follow(*hinted)
+
+    def _imports_for_type_checkers(self, module: str) -> dict[str, ModuleValue | External | tuple[str, str]]:
+        """The names that imports under ``if TYPE_CHECKING:`` bind: to modules, or to names of modules."""
+        names: dict[str, ModuleValue | External | tuple[str, str]] = {}
+        if b"TYPE_CHECKING" not in self._syntax.file(module).searchable:
+            return names
+        package = module
+        if not self._syntax.file(module).is_package:
+            package = module.rpartition(".")[0]
+        blocks = self._syntax.typing_blocks(module)
+        for statement in (inner for block in blocks for inner in own_statements(block.body)):
+            if isinstance(statement, ast.Import):
+                for alias in statement.names:
+                    bound = alias.asname or alias.name.partition(".")[0]
+                    target = alias.name if alias.asname else bound
+                    names[bound] = ModuleValue(target) if self._inside(target) else External(target)
+            elif isinstance(statement, ast.ImportFrom):
+                source = absolute(statement, package)
+                for alias in statement.names:
+                    if (source, alias.name) != (module, alias.asname or alias.name):
+                        names[alias.asname or alias.name] = (source, alias.name)
+        return names
 
 
 def absolute(statement: ast.ImportFrom, package: str) -> str:
@@ -204,18 +211,6 @@ def absolute(statement: ast.ImportFrom, package: str) -> str:
     parts = package.split(".")
     kept = parts[: len(parts) - statement.level + 1]
     return ".".join([*kept, target] if target else kept)
-
-
-def is_type_checking(test: ast.expr) -> bool:
-    """Whether a condition is ``TYPE_CHECKING``."""
-    name = test.attr if isinstance(test, ast.Attribute) else test.id if isinstance(test, ast.Name) else ""
-    return name == "TYPE_CHECKING"
-
-
-def _typing_blocks(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    for statement in own_statements(statements):
-        if isinstance(statement, ast.If) and is_type_checking(statement.test):
-            yield from own_statements(statement.body)
 
 
 def _common(meaning: Meaning) -> Meaning:

@@ -17,7 +17,7 @@ from contracts.source._dataflow.values import (
     constant,
     value,
 )
-from contracts.source._names import is_type_checking
+from contracts.source._syntax import is_type_checking
 
 _DEEPEST = 12  # calls, one inside the other
 _MOST_STEPS = 200_000
@@ -52,7 +52,7 @@ class Conditions(Expressions, abc.ABC):
                     return same
                 return not same
             case ast.Call(func=ast.Name(id="isinstance"), args=[subject, classes]):
-                return self.is_instance(self.evaluate(subject, state), self.evaluate(classes, state), state)
+                return self.is_instance(self.evaluate(subject, state), classes, state)
             case _:
                 return None
 
@@ -74,11 +74,13 @@ class Conditions(Expressions, abc.ABC):
             return False
         return None
 
-    def is_instance(self, subjects: Value, classes: Value, state: State) -> bool | None:
+    def is_instance(self, subjects: Value, classes: ast.expr, state: State) -> bool | None:
         """Whether objects that the code makes are of a class."""
-        wanted = [self.class_of(item) for item in classes]
         made = [item.of for item in subjects if isinstance(item, Made) and item.of is not None]
-        if len(made) != len(subjects) or not made or not wanted or None in wanted:
+        if len(made) != len(subjects) or not made:
+            return None
+        wanted = [self.class_of(item) for item in self.evaluate(classes, state)]
+        if not wanted or None in wanted:
             return None
         targets = frozenset(item for item in wanted if item is not None)
         hierarchy = self.world.syntax.index.hierarchy

@@ -16,11 +16,15 @@ from contracts.source._dataflow.values import (
     NOTHING,
     NUMBER,
     OPAQUE,
+    Class,
     Constant,
     Input,
     Instance,
     Item,
     Made,
+    Marker,
+    Module,
+    Outside,
     Partial,
     Routine,
     Step,
@@ -74,13 +78,18 @@ class Expressions(Functions, abc.ABC):
 
     def name(self, name: str, state: State) -> Value:
         """What a name holds."""
+        held = self.local(name, state)
+        return value(*self.world.global_(self.frame.module, name)) if held is None else held
+
+    def local(self, name: str, state: State) -> Value | None:
+        """What a name holds in the function that runs, or in those around it; None for a global."""
         key: Hashable = self.frame.key
         while isinstance(key, int) and key in self.frames:
             held = state.names.get(key, {}).get(name)
             if held is not None:
                 return held
             key = self.frames[key].parent
-        return value(*self.world.global_(self.frame.module, name))
+        return None
 
     def bind_name(self, name: str, new: Value, state: State) -> None:
         """Let a name hold something."""
@@ -195,6 +204,40 @@ class Expressions(Functions, abc.ABC):
             case _:
                 return self.other(node, state)
 
+    def perform(self, node: ast.expr, state: State) -> None:
+        """Evaluate an expression whose value does not count, as far as it may change anything."""
+        match node:
+            case ast.Name() | ast.Constant():
+                pass
+            case ast.Compare():
+                for part in (node.left, *node.comparators):
+                    self.perform(part, state)
+            case ast.BoolOp() | ast.JoinedStr():
+                for part in node.values:
+                    self.perform(part, state)
+            case ast.UnaryOp():
+                self.perform(node.operand, state)
+            case ast.FormattedValue():
+                self.perform(node.value, state)
+            case _:
+                if not self.is_idle(node, state):
+                    self.evaluate(node, state)
+
+    def is_idle(self, node: ast.expr, state: State) -> bool:
+        """Whether all that an expression names is known to lead to nothing that the method was given."""
+        names = self.world.names_in(node)
+        if names is None:
+            return False
+        for name in names:
+            held = self.local(name, state)
+            if held is None:
+                # A global: an object of the module may have been given something.
+                if any(isinstance(item, Instance) for item in state.parts):
+                    return False
+            elif not all(map(_is_idle, held)):
+                return False
+        return True
+
     def other(self, node: ast.expr, state: State) -> Value:
         """The rarer expressions."""
         match node:
@@ -207,12 +250,10 @@ class Expressions(Functions, abc.ABC):
             case ast.Slice():
                 for part in (node.lower, node.upper, node.step):
                     if part is not None:
-                        self.evaluate(part, state)
+                        self.perform(part, state)
                 return NOTHING
-            case ast.JoinedStr() | ast.FormattedValue():
-                for inner in ast.iter_child_nodes(node):
-                    if isinstance(inner, ast.expr):
-                        self.evaluate(inner, state)
+            case ast.JoinedStr():
+                self.perform(node, state)
                 return NOTHING
             case _:
                 return NOTHING
@@ -277,7 +318,7 @@ class Expressions(Functions, abc.ABC):
 
     def choice(self, node: ast.IfExp, state: State) -> Value:
         """``a if test else b``, as far as the test decides it."""
-        self.evaluate(node.test, state)
+        self.perform(node.test, state)
         truth = self.truth(node.test, state)
         results: list[Value] = []
         ends: list[State | None] = []
@@ -357,7 +398,7 @@ class Expressions(Functions, abc.ABC):
                 iterated = self.elements(self.evaluate(generator.iter, state), state)
                 self.bind(generator.target, iterated, state, Text("an element of {}", generator.iter))
                 for test in generator.ifs:
-                    self.evaluate(test, state)
+                    self.perform(test, state)
                     self.narrow(test, state, positive=True)
             if isinstance(node, ast.DictComp):
                 self.evaluate(node.key, state)
@@ -398,6 +439,14 @@ class Expressions(Functions, abc.ABC):
         if frame is None or frame.receiver is None or frame.owner is None:
             return NOTHING
         return value(Super(frame.owner, frame.receiver))
+
+
+# What leads nowhere.
+_IDLE = (Constant, Marker, Outside, Class, Module)
+
+
+def _is_idle(item: Item) -> bool:
+    return isinstance(item, _IDLE) or (isinstance(item, Routine) and item.frame is None)
 
 
 def _constant(held: object) -> Value:

@@ -48,7 +48,7 @@ class Statements(Conditions, abc.ABC):
         """Run one statement."""
         match node:
             case ast.Expr():
-                self.evaluate(node.value, state)
+                self.perform(node.value, state)
             case ast.Assign():
                 new = self.evaluate(node.value, state)
                 for target in node.targets:
@@ -85,10 +85,10 @@ class Statements(Conditions, abc.ABC):
             case ast.Raise():
                 for part in (node.exc, node.cause):
                     if part is not None:
-                        self.evaluate(part, state)
+                        self.perform(part, state)
                 return None
             case ast.Assert():
-                self.evaluate(node.test, state)
+                self.perform(node.test, state)
                 self.narrow(node.test, state, positive=True)
             case ast.Break() | ast.Continue():
                 stack = self.frame.leaving if isinstance(node, ast.Break) else self.frame.repeating
@@ -211,7 +211,7 @@ class Statements(Conditions, abc.ABC):
         return join(rest, self.elements(generators, state))
 
     def if_(self, node: ast.If, state: State) -> State | None:
-        self.evaluate(node.test, state)
+        self.perform(node.test, state)
         truth = self.truth(node.test, state)
         ends: list[State | None] = []
         for body, positive in ((node.body, True), (node.orelse, False)):
@@ -229,7 +229,7 @@ class Statements(Conditions, abc.ABC):
             repeating: list[State] = []
             self.frame.repeating.append(repeating)
             if isinstance(node, ast.While):
-                self.evaluate(node.test, state)
+                self.perform(node.test, state)
                 body = state.copy()
                 self.narrow(node.test, body, positive=True)
             else:
@@ -269,7 +269,7 @@ class Statements(Conditions, abc.ABC):
             branch = state.copy()
             self.match_pattern(case.pattern, subject, branch)
             if case.guard is not None:
-                self.evaluate(case.guard, branch)
+                self.perform(case.guard, branch)
             ends.append(self.block(case.body, branch))
         return merge(ends)
 

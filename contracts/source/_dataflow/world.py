@@ -21,7 +21,7 @@ from contracts.source._dataflow.values import Constant as ConstantItem
 from contracts.source._methods import Definition, Methods
 from contracts.source._names import Alias, Lost, Meaning, Names
 from contracts.source._resolve import ClassValue, Constant, External, FunctionValue, ModuleValue
-from contracts.source._syntax import Syntax, all_statements
+from contracts.source._syntax import Syntax, all_statements, walk
 from contracts.source._types import ANY, ELLIPSIS, AnyType, Function, Literal, Named, Type, Types, Union, Unknown
 
 _PLAIN = frozenset(
@@ -73,15 +73,25 @@ class World:
         self._natures: dict[Type, Nature] = {}
         self._tensor_classes: dict[ClassValue, bool] = {}
         self._nested: dict[ast.AST, bool] = {}
+        self._names_in: dict[ast.expr, frozenset[str] | None] = {}
 
     def has_nested(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
         """Whether there is a function inside a function."""
         if node not in self._nested:
-            inner = (item for item in ast.walk(node) if item is not node)
+            inner = (item for item in walk(node) if item is not node)
             self._nested[node] = any(
                 isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for item in inner
             )
         return self._nested[node]
+
+    def names_in(self, node: ast.expr) -> frozenset[str] | None:
+        """The names in an expression; None if it binds one, yields, or asks for ``super()``."""
+        if node not in self._names_in:
+            inner = list(walk(node))
+            names = frozenset(item.id for item in inner if isinstance(item, ast.Name))
+            binds = any(isinstance(item, ast.NamedExpr | ast.Yield | ast.YieldFrom) for item in inner)
+            self._names_in[node] = None if binds or "super" in names else names
+        return self._names_in[node]
 
     # Names
 
