@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from contracts.source._dataflow.expressions import Frame
+from contracts.source._dataflow.memory import Effect, Naming, Record, Renaming, Write, Writes, keep
 from contracts.source._dataflow.state import State, merge, reachable
 from contracts.source._dataflow.statements import Statements
 from contracts.source._dataflow.values import (
@@ -22,7 +23,6 @@ from contracts.source._dataflow.values import (
     Text,
     Trail,
     Value,
-    clearer,
     either,
     extend,
     join,
@@ -42,18 +42,6 @@ _POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
 
 class TooMuchError(Exception):
     """A method that takes too many steps to follow."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A statement that writes into a parameter: where it stands, what it says, and by which steps it got there."""
-
-    written: Input
-    module: str
-    line: int
-    offset: int
-    text: Text
-    trail: Trail
 
 
 class Flow(Statements):
@@ -80,13 +68,14 @@ class Flow(Statements):
         self.of = of
         self.untracked = untracked
         self.promised = promised
-        self.writes: dict[tuple[str, str, int, int], Write] = {}
+        self.writes: Writes = {}
         self.consulted: set[str] = set()
         self.frames: dict[int, Frame] = {}
         self.too_deep = ""
         self._frame_keys: dict[tuple[int, int, int], int] = {}
+        self._frame_places: list[tuple[int, int, int]] = []
         self._running: list[tuple[Routine, dict[str, Value]]] = []
-        self._out_of_sight: dict[ast.AST, ast.expr] = {}
+        self._records: list[Record] = []
         self._quiet = 0
         self._steps = 0
 
@@ -115,15 +104,18 @@ class Flow(Statements):
 
     def write(self, item: Item, trail: Trail, node: ast.AST, text: Text) -> None:
         """Note that an operation writes into an item."""
-        if self._quiet or not isinstance(item, Input) or item.parameter in self.untracked:
+        if not isinstance(item, Input) or item.parameter in self.untracked:
             return
         if self.nature(item).number:
             return
         line, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
-        key = (item.parameter, self.frame.module, line, offset)
-        known = self.writes.get(key)
-        if known is None or clearer(trail, known.trail):
-            self.writes[key] = Write(item, self.frame.module, line, offset, text, trail)
+        self._keep(Write(item, self.frame.module, line, offset, text, trail))
+
+    def _keep(self, write: Write) -> None:
+        if self._records and self._records[-1].quiet == self._quiet:
+            keep(self._records[-1].writes, write)
+        if not self._quiet:
+            keep(self.writes, write)
 
     def continue_as(self, state: State, ends: Sequence[State | None]) -> None:
         """Let ``state`` be what holds after any of some paths."""
@@ -144,18 +136,13 @@ class Flow(Statements):
             if isinstance(function, Bound):
                 arguments = arguments.behind(function.receiver, ())
                 function = function.routine
-            if isinstance(function, Routine) and all(function != running for running, _ in self._running):
-                self.run(function, arguments, None, self._call_of(function.node), state)
+            if isinstance(function, Routine):
+                self._touch(function)
+                if all(function != running for running, _ in self._running):
+                    self.run(function, arguments, None, self.world.call_of(function.node), state)
             for held in state.parts.get(item, {}).values() if isinstance(item, Made) else ():
                 pending += [inner for inner in held if inner not in seen]
                 seen |= held.keys()
-
-    def _call_of(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.expr:
-        """An expression that stands for a call out of sight; one for each function, since its identity counts."""
-        if node not in self._out_of_sight:
-            name = ast.Name("it" if isinstance(node, ast.Lambda) else node.name)
-            self._out_of_sight[node] = ast.copy_location(name, node)
-        return self._out_of_sight[node]
 
     def get_property(self, definition: Definition, receiver: Item, node: ast.expr, state: State) -> Value:
         """What reading a property gives."""
@@ -174,7 +161,7 @@ class Flow(Statements):
     ) -> Value:
         """What a function of the tree returns for these arguments."""
         if receiver is not None and isinstance(receiver, Input) and not receiver.path:
-            self.consulted.add(getattr(routine.node, "name", ""))
+            self._consult({getattr(routine.node, "name", "")})
         function = routine.node
         annotation = None if isinstance(function, ast.Lambda) else function.returns
         closes_over = routine.frame is not None
@@ -185,11 +172,14 @@ class Flow(Statements):
             if routine.module != self.frame.module:
                 return NOTHING
         names = self.parameters(routine, arguments, node, state)
+        self._touch(routine)
         same = [held for running, held in self._running if running == routine]
         if len(same) >= _MOST_RECURSIONS or any(_as_before(names, held) for held in same):
             return {item: trail for item, trail in given.items() if isinstance(item, Input)}
         if len(self._running) > _DEEPEST:
             self.too_deep = self.too_deep or str(Text("{}", node))
+            if self._records:
+                self._records[-1].is_cut = True
             return NOTHING
         allowed = self.promised(routine, receiver)
         if allowed is None:
@@ -261,9 +251,88 @@ class Flow(Statements):
     def enter(
         self, routine: Routine, names: dict[str, Value], receiver: Item | None, node: ast.AST, state: State
     ) -> Value:
-        """Run a function's body; ``state`` becomes what holds when it is done."""
-        place = (self.frame.key, id(node), id(routine.node))
+        """Do what a function does, as it was seen before or else by running it."""
+        if not self._running or routine.frame is not None:
+            return self.execute(routine, names, receiver, node, state)
+        key = self._frame_key((self.frame.key, id(node), id(routine.node)))
+        naming = Naming(state.copy(), lambda frame: self._path(key, frame), (self.frame.key, id(node)))
+        alike = naming.key(names, receiver, lambda name: (self.type_of(Input(name)), name in self.untracked))
+        if alike is None:
+            return self.execute(routine, names, receiver, node, state)
+        call = (routine, self.frame.kernel, alike)
+        effect = self.world.effects.get(call)
+        if effect is not None:
+            if self._fits(effect):
+                return self._replay(effect, Renaming(naming, lambda path: self._inner(key, path)), state)
+            return self.execute(routine, names, receiver, node, state)
+        record = Record(len(self._running), self._quiet)
+        self._records.append(record)
+        try:
+            result = self.execute(routine, names, receiver, node, state)
+        finally:
+            self._records.pop()
+            if self._records:
+                self._records[-1].absorb(record)
+        if not record.is_cut and not any(running in record.touched for running, _ in self._running):
+            effect = naming.effect(record, state, result)
+            if effect is not None:
+                self.world.effects[call] = effect
+        return result
+
+    def _fits(self, effect: Effect) -> bool:
+        """Whether a call does here what it did there: it leads back to none of the functions that run, nor too deep."""
+        if len(self._running) + effect.levels > _DEEPEST:
+            return False
+        return not any(running in effect.touched for running, _ in self._running)
+
+    def _replay(self, effect: Effect, renaming: Renaming, state: State) -> Value:
+        self.tick()
+        for code, parts in effect.changes:
+            state.parts[renaming.item(code)] = {name: renaming.value(held) for name, held in parts.items()}
+        for code, trail, write in effect.writes:
+            self._keep(replace(write, written=renaming.item(code), trail=renaming.trail(trail)))
+        self._consult(effect.consulted)
+        if self._records:
+            self._records[-1].touched |= effect.touched
+            self._records[-1].deepest = max(self._records[-1].deepest, len(self._running) + effect.levels)
+        return renaming.value(effect.result)
+
+    def _touch(self, routine: Routine) -> None:
+        """Note that it matters whether a function runs already, and how many do."""
+        if self._records:
+            self._records[-1].touched.add(routine)
+            self._records[-1].deepest = max(self._records[-1].deepest, len(self._running))
+
+    def _consult(self, names: set[str]) -> None:
+        self.consulted |= names
+        if self._records:
+            self._records[-1].consulted |= names
+
+    def _frame_key(self, place: tuple[int, int, int]) -> int:
+        """The key of the frame of a call: by the frame that it is in, the call, and the function."""
         key = self._frame_keys.setdefault(place, len(self._frame_keys))
+        if key == len(self._frame_places):
+            self._frame_places.append(place)
+        return key
+
+    def _path(self, outer: int, frame: Hashable) -> tuple[tuple[int, int], ...] | None:
+        """The calls that lead from one frame to one inside it; None if it is not inside."""
+        path: list[tuple[int, int]] = []
+        while isinstance(frame, int) and frame > outer:
+            frame, call, function = self._frame_places[frame]
+            path.append((call, function))
+        return tuple(reversed(path)) if frame == outer else None
+
+    def _inner(self, outer: int, path: Sequence[tuple[int, int]]) -> int:
+        for call, function in path:
+            outer = self._frame_key((outer, call, function))
+        return outer
+
+    def execute(
+        self, routine: Routine, names: dict[str, Value], receiver: Item | None, node: ast.AST, state: State
+    ) -> Value:
+        """Run a function's body; ``state`` becomes what holds when it is done."""
+        key = self._frame_key((self.frame.key, id(node), id(routine.node)))
         before, frame = self.frame, Frame(key, routine.module, routine.owner, routine.frame, receiver)
         frame.kernel = before.kernel or self.is_kernel(routine)
         self.frames[key] = frame

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracts.source._answer import Answer
-from contracts.source._dataflow.flow import Flow, TooMuchError, Write
+from contracts.source._dataflow.flow import Flow, TooMuchError
+from contracts.source._dataflow.memory import Write
 from contracts.source._dataflow.values import Input, Item, Routine, Step, value
 from contracts.source._dataflow.world import World
 from contracts.source._errors import UnknownNameError

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from contracts.source._resolve import ClassValue
 
 _LONGEST_TEXT = 60
-_LONGEST_TRAIL = 8
+LONGEST_TRAIL = 8
 _MOST_ITEMS = 40
 _MOST_LEVELS = 4  # of attributes and elements, one inside the other
 
@@ -269,7 +269,7 @@ def extend(given: Value, step: Step) -> Value:
 def _longer(trail: Trail, step: Step) -> Trail:
     if trail and trail[-1].copies and step.text.node is trail[-1].text.node:
         return (*trail[:-1], replace(step, copies=True))
-    return (*trail, step) if trail[-1:] != (step,) and len(trail) < _LONGEST_TRAIL else trail
+    return (*trail, step) if trail[-1:] != (step,) and len(trail) < LONGEST_TRAIL else trail
 
 
 def constant(item: Item) -> bool | None:

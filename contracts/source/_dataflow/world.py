@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
+from contracts.source._dataflow.memory import Effect
 from contracts.source._dataflow.operations import TENSOR_TYPES
 from contracts.source._dataflow.values import (
     FRESH,
@@ -73,6 +74,8 @@ class World:
         self._natures: dict[Type, Nature] = {}
         self._tensor_classes: dict[ClassValue, bool] = {}
         self._nested: dict[ast.AST, bool] = {}
+        self._calls: dict[ast.AST, ast.expr] = {}
+        self.effects: dict[Hashable, Effect] = {}
         self._names_in: dict[ast.expr, frozenset[str] | None] = {}
 
     def has_nested(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
@@ -92,6 +95,13 @@ class World:
             binds = any(isinstance(item, ast.NamedExpr | ast.Yield | ast.YieldFrom) for item in inner)
             self._names_in[node] = None if binds or "super" in names else names
         return self._names_in[node]
+
+    def call_of(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.expr:
+        """An expression that stands for a call out of sight; one for each function, since its identity counts."""
+        if node not in self._calls:
+            name = ast.Name("it" if isinstance(node, ast.Lambda) else node.name)
+            self._calls[node] = ast.copy_location(name, node)
+        return self._calls[node]
 
     # Names
 
