@@ -45,6 +45,9 @@ class Parameter(NamedTuple):
         return {REST: "*", NAMED_REST: "**"}.get(self.kind, "") + self.name
 
 
+_DEF = re.compile(r"(?:async\s+)?def\s+")
+
+
 @dataclass(slots=True)
 class Definition:
     """What a class body binds a name to.
@@ -335,8 +338,8 @@ class Methods:
     def _name_column(self, node: ast.FunctionDef | ast.AsyncFunctionDef, module: str) -> int:
         line = self._syntax.line(module, node.lineno)
         start = self._syntax.column(module, node.lineno, node.col_offset) - 1
-        found = re.compile(rf"(?:async\s+)?def\s+{re.escape(node.name)}").match(line, start)
-        return (found.end() - len(node.name) if found else start) + 1
+        found = _DEF.match(line, start)
+        return (found.end() if found and line.startswith(node.name, found.end()) else start) + 1
 
 
 def _yields(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

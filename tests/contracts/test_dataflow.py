@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.source import Cache, Index
+from contracts.source._dataflow.memory import Naming
 from contracts.source._dataflow.question import mutations
 from tests.contracts.projects import Project
 
@@ -138,6 +139,13 @@ def test_what_is_done_was_said(tmp_path_factory, body):
     _compare(tmp_path_factory.mktemp("project"), body)
 
 
+@settings(max_examples=75, deadline=None)
+@given(bodies=st.lists(_BODIES, min_size=3, max_size=3))
+def test_what_is_remembered_changes_nothing(tmp_path_factory, bodies):
+    """Whether calls that are alike are followed once or each time, the same is said of them, word for word."""
+    _compare_remembered(tmp_path_factory.mktemp("project"), bodies)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @settings(max_examples=10_000, deadline=None)
@@ -147,9 +155,41 @@ def test_ten_thousand_methods(tmp_path_factory, body):
     _compare(tmp_path_factory.mktemp("project"), body)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@settings(max_examples=3_000, deadline=None)
+@given(bodies=st.lists(_BODIES, min_size=3, max_size=3))
+def test_three_thousand_times_what_is_remembered(tmp_path_factory, bodies):
+    """And for three thousand classes."""
+    _compare_remembered(tmp_path_factory.mktemp("project"), bodies)
+
+
+def _compare_remembered(folder: Path, bodies: list[list[str]]) -> None:
+    """Compare what is said with memory and without; the methods call a function that has one of the bodies."""
+    head, _, begin = _HEAD.partition("class Sub(Base):\n")
+    signature, _, names = begin.partition("\n")
+    helper = f"def helper(self, x, y, flag=True, count=1):\n{names}" + textwrap.indent("\n".join(bodies[0]), " " * 8)
+    text = head + helper + "\n        return a if flag else [b, y]\n\n\n"
+    for number, body in enumerate(bodies[1:]):
+        text += f"class Sub{number}(Base):\n{signature}\n{names}"
+        text += "        a = helper(Box(y), x, b)\n" + textwrap.indent("\n".join(body), " " * 8)
+        text += "\n        b = helper(Box(x), y, a)\n        helper(o, b, x, count=count)\n\n\n"
+    plain = _said(folder, text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Naming, "key", lambda *_: None)
+        assert _said(folder, text) == plain, text
+
+
 def _compare(folder: Path, body: list[str]) -> None:
     text = _HEAD + textwrap.indent("\n".join(body), " " * 8) + "\n"
     done = _done(text)
+    plain = _said(folder, text)
+    assert not plain["problems"]
+    reported = {finding[3].partition("[")[0].rpartition(".")[2] for finding in plain["findings"]}
+    assert done <= reported or plain["undecided"], f"{done - reported} in\n{text}"
+
+
+def _said(folder: Path, text: str) -> dict:
     Project(folder).write({"pkg/__init__.py": "", "pkg/sub.py": text.encode()})
     graph = grimp.ImportGraph()
     for module in ("pkg", "pkg.sub"):
@@ -158,10 +198,7 @@ def _compare(folder: Path, body: list[str]) -> None:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         index = Index(["pkg"], Cache(None, []))
-        plain = mutations(index, index.subclasses(["pkg.sub.Base"], graph), ["pkg.sub.Base"], ["run"], [])
-    assert not plain["problems"]
-    reported = {finding[3].partition("[")[0].rpartition(".")[2] for finding in plain["findings"]}
-    assert done <= reported or plain["undecided"], f"{done - reported} in\n{text}"
+        return mutations(index, index.subclasses(["pkg.sub.Base"], graph), ["pkg.sub.Base"], ["run"], [])
 
 
 def _done(text: str) -> set[str]:

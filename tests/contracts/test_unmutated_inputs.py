@@ -234,6 +234,64 @@ def test_triton_kernels_write_through_pointers(lint):
     assert "pkg/fast.py:13:5 Wrong.run changes its parameter 'x' in place: tl.store() writes into it, through" in text
 
 
+def test_a_property_that_a_pattern_reads(lint):
+    """It gives what reading it would give."""
+    code = """
+        class Box:
+            def __init__(self, content):
+                self.content = content
+
+            @property
+            def held(self):
+                return self.content
+
+
+        class Fast(Kernel):
+            def run(self, x, output):
+                match Box(x):
+                    case Box(held=y):
+                        y.zero_()
+    """
+    assert "pkg/fast.py:19:17 Fast.run changes its parameter 'x' in place: y.zero_() writes" in lint(code)[1]
+
+
+def test_calls_that_are_alike(lint):
+    """What a function did to one method's tensors is said of another's in its own names, lines and steps."""
+    code = """
+        def scale(tensors, flag):
+            for tensor in tensors:
+                if flag:
+                    tensor.mul_(2)
+            return tensors[0]
+
+
+        class Fast(Kernel):
+            def run(self, x, output):
+                scale([x, output], True).add_(1)
+
+
+        class Other(Kernel):
+            def run(self, x, output):
+                rows = x.view(-1)
+                scale([output, rows], False)
+                scale([output, rows], True).add_(1)
+
+
+        class Right(Kernel):
+            def run(self, x, output):
+                scale([output, x.clone()], True).add_(1)
+    """
+    lines = [
+        "pkg/fast.py:9:13 Fast.run changes its parameter 'x' in place: tensor.mul_() writes into it, through tensor = "
+        f"an element of tensors (line 7). {RULE}",
+        "pkg/fast.py:9:13 Other.run changes its parameter 'x' in place: tensor.mul_() writes into it, through rows = "
+        f"x.view(-1) (line 20), then tensor = an element of tensors (line 7). {RULE}",
+        "pkg/fast.py:15:9 Fast.run changes its parameter 'x' in place: scale([x, output], True).add_() writes into it. "
+        f"{RULE}",
+    ]
+    assert lint(code) == (1, report({"Rule": lines}))
+
+
 # Ignoring
 
 

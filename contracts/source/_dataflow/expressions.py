@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import ast
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.source._dataflow.functions import Functions
 from contracts.source._dataflow.objects import constant_key
@@ -167,42 +168,56 @@ class Expressions(Functions, abc.ABC):
     def evaluate(self, node: ast.expr, state: State) -> Value:
         """What an expression may be; what it changes is changed in ``state``."""
         self.tick()
-        match node:
-            case ast.Name():
-                return self.name(node.id, state)
-            case ast.Constant():
-                return _constant(node.value)
-            case ast.Attribute():
-                return self.attribute(self.evaluate(node.value, state), node.attr, node, state)
-            case ast.Call():
-                return self.call(node, state)
-            case ast.Subscript():
-                owners = self.evaluate(node.value, state)
-                return self.subscript(owners, node, self.evaluate(node.slice, state), state)
-            case ast.BinOp():
-                return self.binary(node, state)
-            case ast.UnaryOp():
-                return self.unary(node, state)
-            case ast.Compare():
-                return self.compare(node, state)
-            case ast.BoolOp():
-                return either(*(self.evaluate(item, state) for item in node.values))
-            case ast.IfExp():
-                return self.choice(node, state)
-            case ast.NamedExpr():
-                new = self.evaluate(node.value, state)
-                self.bind(node.target, new, state, Text("{}", node.value))
-                return self.name(node.target.id, state)
-            case ast.Tuple() | ast.List() | ast.Set():
-                return self.display(node, state)
-            case ast.Dict():
-                return self.dictionary(node, state)
-            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
-                return self.comprehension(node, state)
-            case ast.Lambda():
-                return value(self.nested(node, state))
-            case _:
-                return self.other(node, state)
+        evaluator = _EVALUATORS.get(type(node))
+        return evaluator(self, node, state) if evaluator is not None else NOTHING
+
+    def _loaded(self, node: ast.Name, state: State) -> Value:
+        return self.name(node.id, state)
+
+    def _constant(self, node: ast.Constant, state: State) -> Value:
+        held = node.value
+        if not isinstance(held, bool | str | int | float | None):
+            return NOTHING
+        key = (type(held), held)
+        if key not in _CONSTANTS:
+            _CONSTANTS[key] = value(Constant(type(held).__name__, held))
+        return _CONSTANTS[key]
+
+    def _attribute_of(self, node: ast.Attribute, state: State) -> Value:
+        return self.attribute(self.evaluate(node.value, state), node.attr, node, state)
+
+    def _subscripted(self, node: ast.Subscript, state: State) -> Value:
+        owners = self.evaluate(node.value, state)
+        return self.subscript(owners, node, self.evaluate(node.slice, state), state)
+
+    def _any_of(self, node: ast.BoolOp, state: State) -> Value:
+        return either(*(self.evaluate(item, state) for item in node.values))
+
+    def _walrus(self, node: ast.NamedExpr, state: State) -> Value:
+        new = self.evaluate(node.value, state)
+        self.bind(node.target, new, state, Text("{}", node.value))
+        return self.name(node.target.id, state)
+
+    def _lambda(self, node: ast.Lambda, state: State) -> Value:
+        return value(self.nested(node, state))
+
+    def _inner(self, node: ast.Starred | ast.Await, state: State) -> Value:
+        return self.evaluate(node.value, state)
+
+    def _yielded(self, node: ast.Yield | ast.YieldFrom, state: State) -> Value:
+        given = self.evaluate(node.value, state) if node.value is not None else NOTHING
+        self.frame.yielded.append(self.elements(given, state) if isinstance(node, ast.YieldFrom) else given)
+        return NOTHING
+
+    def _slice(self, node: ast.Slice, state: State) -> Value:
+        for part in (node.lower, node.upper, node.step):
+            if part is not None:
+                self.perform(part, state)
+        return NOTHING
+
+    def _text(self, node: ast.JoinedStr | ast.FormattedValue, state: State) -> Value:
+        self.perform(node, state)
+        return NOTHING
 
     def perform(self, node: ast.expr, state: State) -> None:
         """Evaluate an expression whose value does not count, as far as it may change anything."""
@@ -237,26 +252,6 @@ class Expressions(Functions, abc.ABC):
             elif not all(map(_is_idle, held)):
                 return False
         return True
-
-    def other(self, node: ast.expr, state: State) -> Value:
-        """The rarer expressions."""
-        match node:
-            case ast.Starred() | ast.Await():
-                return self.evaluate(node.value, state)
-            case ast.Yield() | ast.YieldFrom():
-                given = self.evaluate(node.value, state) if node.value is not None else NOTHING
-                self.frame.yielded.append(self.elements(given, state) if isinstance(node, ast.YieldFrom) else given)
-                return NOTHING
-            case ast.Slice():
-                for part in (node.lower, node.upper, node.step):
-                    if part is not None:
-                        self.perform(part, state)
-                return NOTHING
-            case ast.JoinedStr():
-                self.perform(node, state)
-                return NOTHING
-            case _:
-                return NOTHING
 
     def nested(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, state: State) -> Routine:
         """A function that is defined inside another one; its defaults are evaluated now."""
@@ -449,17 +444,42 @@ def _is_idle(item: Item) -> bool:
     return isinstance(item, _IDLE) or (isinstance(item, Routine) and item.frame is None)
 
 
-def _constant(held: object) -> Value:
-    if isinstance(held, bool | str | None):
-        return value(Constant(type(held).__name__, held))
-    if isinstance(held, int | float):
-        return value(Constant(type(held).__name__, held))
-    return NOTHING
-
-
 def _is_container(item: Item) -> bool:
     return isinstance(item, Made) and item.kind != "object"
 
 
 def _is_number(given: Value) -> bool:
     return bool(given) and all(map(is_number, given))
+
+
+_CONSTANTS: dict[tuple[type, Hashable], Value] = {}
+_Evaluator = Callable[[Expressions, Any, State], Value]
+_EVALUATORS: dict[type[ast.expr], _Evaluator] = {
+    ast.Name: Expressions._loaded,  # noqa: SLF001  a table of its own methods
+    ast.Constant: Expressions._constant,  # noqa: SLF001
+    ast.Attribute: Expressions._attribute_of,  # noqa: SLF001
+    ast.Call: lambda self, node, state: self.call(node, state),
+    ast.Subscript: Expressions._subscripted,  # noqa: SLF001
+    ast.BinOp: Expressions.binary,
+    ast.UnaryOp: Expressions.unary,
+    ast.Compare: Expressions.compare,
+    ast.BoolOp: Expressions._any_of,  # noqa: SLF001
+    ast.IfExp: Expressions.choice,
+    ast.NamedExpr: Expressions._walrus,  # noqa: SLF001
+    ast.Tuple: Expressions.display,
+    ast.List: Expressions.display,
+    ast.Set: Expressions.display,
+    ast.Dict: Expressions.dictionary,
+    ast.ListComp: Expressions.comprehension,
+    ast.SetComp: Expressions.comprehension,
+    ast.GeneratorExp: Expressions.comprehension,
+    ast.DictComp: Expressions.comprehension,
+    ast.Lambda: Expressions._lambda,  # noqa: SLF001
+    ast.Starred: Expressions._inner,  # noqa: SLF001
+    ast.Await: Expressions._inner,  # noqa: SLF001
+    ast.Yield: Expressions._yielded,  # noqa: SLF001
+    ast.YieldFrom: Expressions._yielded,  # noqa: SLF001
+    ast.Slice: Expressions._slice,  # noqa: SLF001
+    ast.JoinedStr: Expressions._text,  # noqa: SLF001
+    ast.FormattedValue: Expressions._text,  # noqa: SLF001
+}

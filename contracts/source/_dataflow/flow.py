@@ -139,7 +139,8 @@ class Flow(Statements):
             if isinstance(function, Routine):
                 self._touch(function)
                 if all(function != running for running, _ in self._running):
-                    self.run(function, arguments, None, self.world.call_of(function.node), state)
+                    call = self.world.stand_in(function.node, getattr(function.node, "name", "it"))
+                    self.run(function, arguments, None, call, state)
             for held in state.parts.get(item, {}).values() if isinstance(item, Made) else ():
                 pending += [inner for inner in held if inner not in seen]
                 seen |= held.keys()
@@ -263,7 +264,7 @@ class Flow(Statements):
         effect = self.world.effects.get(call)
         if effect is not None:
             if self._fits(effect):
-                return self._replay(effect, Renaming(naming, lambda path: self._inner(key, path)), state)
+                return self._replay(effect, Renaming(naming, lambda path: self._frame_inside(key, path)), state)
             return self.execute(routine, names, receiver, node, state)
         record = Record(len(self._running), self._quiet)
         self._records.append(record)
@@ -323,7 +324,7 @@ class Flow(Statements):
             path.append((call, function))
         return tuple(reversed(path)) if frame == outer else None
 
-    def _inner(self, outer: int, path: Sequence[tuple[int, int]]) -> int:
+    def _frame_inside(self, outer: int, path: Sequence[tuple[int, int]]) -> int:
         for call, function in path:
             outer = self._frame_key((outer, call, function))
         return outer
@@ -355,7 +356,7 @@ class Flow(Statements):
             result = value(made)
         elif not result and routine.node.returns is not None:
             result = self.described(routine.node.returns, routine)
-        if not self.world.has_nested(routine.node):
+        if not self.world.has_nested(routine.module, routine.node):
             state.names.pop(key, None)
         _forget(state, entry, result)
         return result

@@ -302,20 +302,22 @@ class Statements(Conditions, abc.ABC):
                     self.bind_name(rest, self.container_of(held, "dict", pattern, state), state)
             case ast.MatchClass(patterns=patterns, kwd_attrs=names, kwd_patterns=named):
                 for place, item in enumerate(patterns):
-                    self.match_pattern(item, self.matched(subject, place, state), state)
+                    self.match_pattern(item, self.matched(subject, place, item, state), state)
                 for name, item in zip(names, named, strict=True):
-                    self.match_pattern(item, self.attribute(subject, name, ast.Name(name), state), state)
+                    held = self.attribute(subject, name, self.world.stand_in(item, name), state)
+                    self.match_pattern(item, held, state)
             case _:
                 pass
 
-    def matched(self, subject: Value, place: int, state: State) -> Value:
+    def matched(self, subject: Value, place: int, pattern: ast.pattern, state: State) -> Value:
         """What a class pattern matches at a position: a field, or the object itself (``Tensor(x)``)."""
         found: list[Value] = []
         for item, trail in subject.items():
             of = self.class_of(item)
             fields = self.world.fields(of) if of is not None else None
             if fields is not None and place < len(fields):
-                found.append(self.attribute({item: trail}, fields[place], ast.Name(fields[place]), state))
+                name = fields[place]
+                found.append(self.attribute({item: trail}, name, self.world.stand_in(pattern, name), state))
             else:
                 found.append({item: trail})
         return join(*found)

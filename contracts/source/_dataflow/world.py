@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ _PLAIN = frozenset(
     "builtins.bool builtins.bytes builtins.complex builtins.float builtins.int builtins.str torch.Size torch.device "
     "torch.dtype torch.layout types.NoneType builtins.range".split()
 )
+_FUNCTION_WORD = re.compile(r"\b(?:def|lambda)\b")
 _DICTS = frozenset(
     "builtins.dict collections.OrderedDict collections.defaultdict collections.abc.Mapping "
     "collections.abc.MutableMapping".split()
@@ -74,16 +76,20 @@ class World:
         self._natures: dict[Type, Nature] = {}
         self._tensor_classes: dict[ClassValue, bool] = {}
         self._nested: dict[ast.AST, bool] = {}
-        self._calls: dict[ast.AST, ast.expr] = {}
+        self._stand_ins: dict[tuple[ast.AST, str], ast.expr] = {}
         self.effects: dict[Hashable, Effect] = {}
         self._names_in: dict[ast.expr, frozenset[str] | None] = {}
 
-    def has_nested(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
-        """Whether there is a function inside a function."""
+    def has_nested(self, module: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
+        """Whether there is a function inside a function of a module."""
         if node not in self._nested:
-            inner = (item for item in walk(node) if item is not node)
-            self._nested[node] = any(
-                isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for item in inner
+            first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))])
+            text = "\n".join(self.syntax.index.lines(module)[first - 1 : node.end_lineno])
+            # Its own word is one of them.
+            self._nested[node] = len(_FUNCTION_WORD.findall(text)) > 1 and any(
+                isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                for item in walk(node)
+                if item is not node
             )
         return self._nested[node]
 
@@ -96,12 +102,12 @@ class World:
             self._names_in[node] = None if binds or "super" in names else names
         return self._names_in[node]
 
-    def call_of(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.expr:
-        """An expression that stands for a call out of sight; one for each function, since its identity counts."""
-        if node not in self._calls:
-            name = ast.Name("it" if isinstance(node, ast.Lambda) else node.name)
-            self._calls[node] = ast.copy_location(name, node)
-        return self._calls[node]
+    def stand_in(self, node: ast.AST, name: str) -> ast.expr:
+        """A name that stands where the code has none: always the same for a node, since its identity counts."""
+        key = (node, name)
+        if key not in self._stand_ins:
+            self._stand_ins[key] = ast.copy_location(ast.Name(name), node)
+        return self._stand_ins[key]
 
     # Names
 
