@@ -19,10 +19,6 @@ from contracts.source._dataflow.values import (
 )
 from contracts.source._syntax import is_type_checking
 
-_DEEPEST = 12  # calls, one inside the other
-_MOST_STEPS = 200_000
-_MOST_ROUNDS = 4  # of a loop, until what its names hold stays as it is
-_POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
 _PLAIN_CLASSES = frozenset({"builtins.int", "builtins.float", "builtins.bool", "builtins.str", "builtins.complex"})
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from contracts.source._dataflow.expressions import Frame
+from contracts.source._dataflow.bindings import Frame
 from contracts.source._dataflow.memory import Effect, Naming, Record, Renaming, Write, Writes, keep
 from contracts.source._dataflow.state import State, merge, reachable
 from contracts.source._dataflow.statements import Statements
@@ -36,7 +36,6 @@ from contracts.source._types import Type
 _DEEPEST = 12  # calls, one inside the other
 _MOST_RECURSIONS = 3  # of one function inside itself, with other arguments
 _MOST_STEPS = 200_000
-_MOST_ROUNDS = 4  # of a loop, until what its names hold stays as it is
 _POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
 
 

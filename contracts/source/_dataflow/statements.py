@@ -25,10 +25,8 @@ from contracts.source._dataflow.values import (
 )
 from contracts.source._names import absolute
 
-_DEEPEST = 12  # calls, one inside the other
-_MOST_STEPS = 200_000
 _MOST_ROUNDS = 4  # of a loop, until what its names hold stays as it is
-_POINTER_WRITERS = ("triton.language.store", "triton.language.atomic_")
+
 
 class Statements(Conditions, abc.ABC):
     """Runs statements."""
