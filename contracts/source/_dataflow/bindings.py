@@ -20,6 +20,7 @@ from contracts.source._dataflow.values import (
     Text,
     Value,
     extend,
+    has_input,
     value,
 )
 from contracts.source._resolve import ClassValue
@@ -98,8 +99,10 @@ class Bindings(Functions, abc.ABC):
         """Assign to a target; ``source`` is the text of what is assigned."""
         match target:
             case ast.Name():
-                text = Text(f"{target.id} = {source.form}", source.node)
-                self.bind_name(target.id, extend(new, self.step(target, text)), state)
+                if has_input(new):
+                    text = Text(f"{target.id} = {source.form}", source.node)
+                    new = extend(new, self.step(target, text))
+                self.bind_name(target.id, new, state)
             case ast.Tuple() | ast.List():
                 starred = any(isinstance(item, ast.Starred) for item in target.elts)
                 for place, item in enumerate(target.elts):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from contracts.source._dataflow.bindings import Frame
 from contracts.source._dataflow.memory import Effect, Naming, Record, Renaming, Write, Writes, keep
-from contracts.source._dataflow.state import State, merge, reachable
+from contracts.source._dataflow.state import State, forget, merge, reachable
 from contracts.source._dataflow.statements import Statements
 from contracts.source._dataflow.values import (
     NOTHING,
@@ -19,12 +19,12 @@ from contracts.source._dataflow.values import (
     Made,
     Partial,
     Routine,
-    Step,
     Text,
     Trail,
     Value,
     either,
     extend,
+    has_input,
     join,
     value,
 )
@@ -124,6 +124,8 @@ class Flow(Statements):
 
     def escape(self, given: Value, state: State) -> None:
         """Follow functions that code out of sight may call, with arguments of which nothing is known."""
+        if not any(isinstance(item, Routine | Bound | Partial | Made) for item in given):
+            return
         pending, seen = list(given), set(given)
         while pending:
             item = pending.pop()
@@ -223,10 +225,11 @@ class Flow(Statements):
                 if default is not None and routine.frame is None:
                     held = join(held, self.default(default, routine))
                 held = join(held, state.part(routine, f"={item.arg}") or NOTHING)
-            step = Step(self.frame.module, node.lineno, Text(f"{item.arg} of {{}}()", _head(node)))
-            names[item.arg] = extend(held, step)
-            if not held and item.annotation is not None:
-                names[item.arg] = self.described(item.annotation, routine)
+            if has_input(held):
+                held = extend(held, self.step(node, Text(f"{item.arg} of {{}}()", _head(node))))
+            elif not held and item.annotation is not None:
+                held = self.described(item.annotation, routine)
+            names[item.arg] = held
         if declared.vararg is not None:
             made = Made((*self.site(node), "rest"), "tuple")
             parts = {f"[{place}]": held for place, held in enumerate(taken)}
@@ -357,7 +360,7 @@ class Flow(Statements):
             result = self.described(routine.node.returns, routine)
         if not self.world.has_nested(routine.module, routine.node):
             state.names.pop(key, None)
-        _forget(state, entry, result)
+        forget(state, entry, result)
         return result
 
     def is_kernel(self, routine: Routine) -> bool:
@@ -371,21 +374,6 @@ class Flow(Statements):
             self.write_all(arguments.first(0, "pointer"), node, Text("{}()", node.func), state)
             return NOTHING
         return super().outside(name, arguments, node, state)
-
-
-def _forget(state: State, entry: State, result: Value) -> None:
-    """Drop the objects that a call made and that nothing leads to any more; ``entry`` is the state before it."""
-    made = [item for item in state.parts if item not in entry.parts and isinstance(item, Made)]
-    if not made:
-        return
-    changed = [parts for item, parts in state.parts.items() if item in entry.parts and parts is not entry.parts[item]]
-    changed += [parts for item, parts in state.parts.items() if item not in entry.parts and not isinstance(item, Made)]
-    changed += [names for frame, names in state.names.items() if names is not entry.names.get(frame)]
-    roots = [item for parts in changed for held in parts.values() for item in held]
-    kept = set(reachable([*result, *roots], state))
-    for item in made:
-        if item not in kept:
-            del state.parts[item]
 
 
 def _as_before(names: Mapping[str, Value], before: Mapping[str, Value]) -> bool:

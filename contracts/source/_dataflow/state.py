@@ -172,3 +172,18 @@ def reachable(given: Iterable[Item], state: State) -> Iterator[Item]:
             new = [inner for inner in held if inner not in seen]
             seen.update(new)
             pending += new
+
+
+def forget(state: State, entry: State, result: Iterable[Item]) -> None:
+    """Drop the objects that were made since ``entry`` and that nothing leads to any more, but from ``result``."""
+    made = [item for item in state.parts if item not in entry.parts and isinstance(item, Made)]
+    if not made:
+        return
+    changed = [parts for item, parts in state.parts.items() if item in entry.parts and parts is not entry.parts[item]]
+    changed += [parts for item, parts in state.parts.items() if item not in entry.parts and not isinstance(item, Made)]
+    changed += [names for frame, names in state.names.items() if names is not entry.names.get(frame)]
+    roots = [item for parts in changed for held in parts.values() for item in held]
+    kept = set(reachable([*result, *roots], state))
+    for item in made:
+        if item not in kept:
+            del state.parts[item]

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Sequence
 
 from contracts.source._dataflow.conditions import Conditions
-from contracts.source._dataflow.state import State, merge
+from contracts.source._dataflow.state import State, forget, merge
 from contracts.source._dataflow.values import (
     FRESH,
     NOTHING,
@@ -222,7 +222,9 @@ class Statements(Conditions, abc.ABC):
     def loop(self, node: ast.For | ast.AsyncFor | ast.While, state: State) -> State | None:
         leaving: list[State] = []
         self.frame.leaving.append(leaving)
+        first = state.copy()
         for _ in range(_MOST_ROUNDS):
+            forget(state, first, join(*self.frame.yielded))  # or the next round would not make it anew
             before = state.copy()
             repeating: list[State] = []
             self.frame.repeating.append(repeating)

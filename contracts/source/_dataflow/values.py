@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, cast, dataclass_transform
 
 from contracts.source._resolve import ClassValue
 
@@ -47,8 +47,39 @@ class Step:
 Trail = tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+@dataclass_transform(frozen_default=True)
+class Unique:
+    """Of items that are equal there is one object: comparing and hashing them, which is most of the work, is quick.
+
+    Only for items of names and numbers, since they are never let go.
+    """
+
+    _known: ClassVar[dict[tuple[Any, ...], Any]] = {}
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Take the fields from the annotations."""
+        cls._fields = tuple(cls.__annotations__)
+        type.__setattr__(cls, "__match_args__", cls._fields)  # for patterns; a checker knows of it
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """The one object with these fields."""
+        if named or len(given) < len(cls._fields):
+            defaults = {name: vars(cls)[name] for name in cls._fields if name in vars(cls)}
+            fields = {**defaults, **dict(zip(cls._fields, given, strict=False)), **named}
+            given = tuple(fields[name] for name in cls._fields)
+        known = Unique._known.get((cls, *given))
+        if known is None:
+            known = Unique._known[cls, *given] = object.__new__(cls)
+            vars(known).update(zip(cls._fields, given, strict=True))
+        return cast("Self", known)
+
+    def __repr__(self) -> str:
+        """The item as it is made."""
+        return f"{type(self).__name__}({', '.join(f'{name}={held!r}' for name, held in vars(self).items())})"
+
+
+class Input(Unique):
     """What a parameter of the method held when it was called, or what is reached from it by a path.
 
     A view of a tensor is that tensor: what is written into one is written into the other.
@@ -80,8 +111,7 @@ class Made:
     of: ClassValue | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(Unique):
     """Some object of a class, of which nothing else is known."""
 
     of: ClassValue
@@ -122,8 +152,7 @@ class Partial:
     arguments: Arguments = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Class:
+class Class(Unique):
     """A class."""
 
     value: ClassValue
@@ -137,30 +166,26 @@ class Super:
     receiver: Item
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Unique):
     """A module of the tree."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
+class Outside(Unique):
     """Something from outside of the tree, by its dotted name."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(Unique):
     """A constant; ``kind`` keeps True and 1 apart."""
 
     kind: str
     value: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(Unique):
     """Something of which only this is known."""
 
     what: str
@@ -261,8 +286,15 @@ def clearer(trail: Trail, known: Trail) -> bool:
     return bool(trail) and (not known or len(trail) < len(known))
 
 
+def has_input(given: Value) -> bool:
+    """Whether anything that came from a parameter is among the items."""
+    return any(type(item) is Input for item in given)
+
+
 def extend(given: Value, step: Step) -> Value:
     """A value after one more step; only what came from a parameter keeps a trail."""
+    if not has_input(given):
+        return given
     return {item: _longer(trail, step) if isinstance(item, Input) else trail for item, trail in given.items()}
 
 
