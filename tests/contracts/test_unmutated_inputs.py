@@ -255,6 +255,21 @@ def test_a_property_that_a_pattern_reads(lint):
     assert "pkg/fast.py:19:17 Fast.run changes its parameter 'x' in place: y.zero_() writes" in lint(code)[1]
 
 
+def test_a_slice_of_either_of_two_lists(lint):
+    """It may hold what either holds."""
+    code = """
+        class Fast(Kernel):
+            def run(self, x, output):
+                if output.is_cuda:
+                    *rows, _ = x, x, x
+                else:
+                    rows = [output, output]
+                for row in rows[:2]:
+                    row.zero_()
+    """
+    assert "pkg/fast.py:13:13 Fast.run changes its parameter 'x' in place: row.zero_() writes" in lint(code)[1]
+
+
 def test_calls_that_are_alike(lint):
     """What a function did to one method's tensors is said of another's in its own names, lines and steps."""
     code = """

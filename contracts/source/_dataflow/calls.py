@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import ast
-from collections.abc import Sequence
 
 from contracts.source._dataflow.objects import Objects
 from contracts.source._dataflow.state import State
@@ -91,10 +90,6 @@ class Calls(Objects, abc.ABC):
     @abc.abstractmethod
     def super_of(self, node: ast.Call, state: State) -> Value:
         """What ``super()`` is."""
-
-    @abc.abstractmethod
-    def continue_as(self, state: State, ends: Sequence[State | None]) -> None:
-        """Let ``state`` be what holds after any of some paths."""
 
     def arguments(self, node: ast.Call, state: State) -> Arguments:
         """Evaluate the arguments of a call."""

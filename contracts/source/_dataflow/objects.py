@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from contracts.source._dataflow.operations import NUMBERS, VIEW_ATTRIBUTES
 from contracts.source._dataflow.state import State
@@ -56,6 +56,10 @@ class Objects(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, node: ast.expr, state: State) -> Value:
         """What an expression may be; what it changes is changed in ``state``."""
+
+    @abc.abstractmethod
+    def continue_as(self, state: State, ends: Sequence[State | None]) -> None:
+        """Let ``state`` be what holds after any of some paths."""
 
     @abc.abstractmethod
     def step(self, node: ast.expr | ast.stmt, text: Text, *, copies: bool = False) -> Step:
@@ -261,7 +265,16 @@ class Objects(abc.ABC):
 
     def subscript(self, owners: Value, node: ast.Subscript, index: Value, state: State) -> Value:
         """What ``owner[index]`` is, for a load."""
-        found: list[Value] = []
+        if sum(isinstance(item, Made) for item in owners) > 1:
+            # A part of each would be the same object, since it is made at the same place.
+            branches = [state.copy() for _ in owners]
+            found = [
+                self.subscript({item: trail}, node, index, branch)
+                for (item, trail), branch in zip(owners.items(), branches, strict=True)
+            ]
+            self.continue_as(state, branches)
+            return join(*found)
+        found = []
         for item, trail in owners.items():
             match item:
                 case Input():
