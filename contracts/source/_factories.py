@@ -86,7 +86,8 @@ class Factories:
     def _has_dynamic_locals(self, function: FunctionValue) -> bool:
         """Whether what a function is handed may tell what the classes are that come to be in it."""
         classes = self._index.summary(function.module, deep=True).classes
-        return any(is_dynamic(classes[key].bases) for key in self._local_classes(function))
+        bases = [classes[key].bases for key in self._local_classes(function)]
+        return any(is_dynamic(refs) or _holds_local(refs) for refs in bases)
 
     def _local_classes(self, function: FunctionValue) -> Iterator[str]:
         """The keys of the classes that come to be in a function."""
@@ -120,3 +121,10 @@ class Factories:
     def _judge_locals(self, function: FunctionValue, frame: Frame) -> None:
         for key in self._local_classes(function):
             self._search.judge(ClassValue(function.module, key, frame))
+
+
+def _holds_local(ref: Ref | list[Ref]) -> bool:
+    """Whether a ref, or one of several, holds a class that comes to be in a function, and what may depend on it."""
+    if not isinstance(ref, list):
+        return False
+    return (ref[:1] == ["c"] and "<locals>" in ref[1]) or any(_holds_local(item) for item in ref)

@@ -102,8 +102,8 @@ def _answer(request, say):
     for name in request["bases"]:
         try:
             base = _resolve(name)
-        except Exception as error:  # noqa: BLE001 - a module may raise whatever it likes
-            unresolved[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - importing its module may raise anything
+            unresolved[name] = "".join(traceback.format_exception_only(error)).strip()
         else:
             if isinstance(base, type):
                 subclasses.append(_all_subclasses(base))

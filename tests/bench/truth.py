@@ -149,6 +149,7 @@ class Statements:
             tree = ast.parse(Path(path).read_bytes(), path)
         self.by_first_line: dict[int, tuple[int, str]] = {}
         self.by_name: dict[str, list[int]] = {}
+        self.naming: set[int] = set()  # the lines of calls that compute the name of what they may make
         self._ranges: list[tuple[int, int, str]] = []
         self._visit(tree.body, "")
 
@@ -164,6 +165,8 @@ class Statements:
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 self._ranges.append((node.lineno, node.end_lineno or 0, NOT_CALLED))
                 inner = f"{prefix}{getattr(node, 'name', '<lambda>')}.<locals>."
+            elif isinstance(node, ast.Call) and node.args and not isinstance(node.args[0], ast.Constant):
+                self.naming.add(node.lineno)
             elif isinstance(node, ast.If | ast.Try | ast.TryStar | ast.For | ast.While | ast.Match | ast.IfExp):
                 self._ranges.append((node.lineno, node.end_lineno or 0, NOT_TAKEN))
             self._visit(ast.iter_child_nodes(node), inner)
@@ -279,7 +282,7 @@ def compare(base: str, position: int, answer: Answer, truth: Truth) -> Compariso
     for place, definition in sorted(found.items()):
         if place in truth.placed:
             continue
-        names = {(module, name) for module, name in made if _may_be(definition, module, name)}
+        names = {(module, name) for module, name in made if _may_be(definition, place, module, name)}
         if names:
             matched |= names
         else:
@@ -296,8 +299,11 @@ def _place_of(item: ClassDefinition | UndecidedClass) -> Place:
     return Place(os.path.realpath(item.path), item.line, item.name)
 
 
-def _may_be(definition: ClassDefinition, module: str, name: str) -> bool:
+def _may_be(definition: ClassDefinition, place: Place, module: str, name: str) -> bool:
     """Whether a class made by a call is this one: types.new_class and others put their own module into it."""
+    there = statements(place.path)
+    if place.line in there.naming and place.line not in there.by_name.get(place.qualname, []):
+        return module == definition.module
     if definition.name.rpartition(".")[2] != name.rpartition(".")[2]:
         return False
     return module in {definition.module, "types", "dataclasses", "abc"}

@@ -110,6 +110,15 @@ def test_expectations_are_what_python_makes_of_the_packages(case: Case, process:
     assert not problems, "\n".join(["", *problems])
 
 
+def test_a_base_whose_module_cannot_be_imported_is_named(tmp_path: Path, process: RuntimeProcess) -> None:
+    """Whatever its module raises, the run-time side says so, and goes on."""
+    module = "falls_at_import"
+    (tmp_path / f"{module}.py").write_text("assert False, 'only on Windows'\n")
+    runtime = process.ask([module], [str(tmp_path)], [f"{module}.Base"], path=[str(tmp_path)])
+    assert runtime.errors == {module: "AssertionError: only on Windows"}
+    assert runtime.bases == {f"{module}.Base": "AssertionError: only on Windows"}
+
+
 def _module_of(case: Case, path: Path) -> str:
     parts = path.relative_to(case.folder).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
