@@ -181,6 +181,11 @@ class Text:
             return word in self.words
         return next(_occurrences(self.source, word), None) is not None
 
+    def has_attribute(self, word: bytes) -> bool:
+        """Whether ``word`` occurs behind a dot."""
+        befores = (self.source[max(place - 80, 0) : place] for place in self.occurrences(word))
+        return any(before.rstrip(b" \t\\\n")[-1:] == b"." for before in befores)
+
     @cached_property
     def words(self) -> frozenset[bytes]:
         """All names and keywords in it, comments and strings included."""

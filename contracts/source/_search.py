@@ -57,6 +57,7 @@ class Search:
         self._doubtful: set[tuple[str, bytes]] = set()
         self._looked_from: set[tuple[str, bytes, bool]] = set()
         self._aliased: dict[tuple[str, bytes], set[bytes]] = {}
+        self._attributes: set[tuple[str, bytes]] = set()
         self._queue: deque[tuple[str, bytes]] = deque()
         self._problems: set[Problem] = set()
         self._dynamic_done: set[str] = set()
@@ -70,6 +71,7 @@ class Search:
         """Search to the fixed point."""
         for target in self.targets:
             self._carry(target.module, _own_name(target))
+            self._carry_nested(target)
         self._drain()
         for module in self._survey.with_dynamic_bases:
             if module in self._in_graph and module in self.reaching:
@@ -163,6 +165,19 @@ class Search:
             self._doubtful.add((module, name))
             self._queue.append((module, name))
 
+    def _carry_attribute(self, module: str, name: bytes) -> None:
+        """Look for what a class in ``module`` holds by a name: a module that has the class may call that anything."""
+        if (module, name) not in self._attributes:
+            self._attributes.add((module, name))
+            for user in sorted(self._sight.downstream(module) & self._files.keys()):
+                if self._survey.text(user).has_attribute(name):
+                    self._carry_doubt(user, name)
+
+    def _carry_nested(self, value: ClassValue) -> None:
+        outer = value.key.partition("@")[0].rpartition(".")[0]
+        if outer and not outer.endswith("<locals>"):
+            self._carry_attribute(value.module, _own_name(value))
+
     def _follow_doubts(self) -> None:
         """A subclass of an undecided class is undecided, too."""
         followed: set[ClassValue] = set()
@@ -170,6 +185,7 @@ class Search:
             for value in fresh:
                 followed.add(value)
                 self._carry_doubt(value.module, _own_name(value))
+                self._carry_nested(value)
             self._drain()
 
     def _relevant_errors(self) -> Iterable[SourceError]:
@@ -214,8 +230,11 @@ class Search:
             if exported not in tokens:
                 self._carry_if_held(module, exported, resolver.values(summary.exports[exported], module))
         for key, attribute in all_of(where.attributes, tokens):
+            values = resolver.attribute(ClassValue(module, key), attribute)
             if attribute not in tokens:
-                self._carry_if_held(module, attribute, resolver.attribute(ClassValue(module, key), attribute))
+                self._carry_if_held(module, attribute, values)
+            if self.holds(values, 0) or any(value in self._doubts for value in values):
+                self._carry_attribute(module, attribute.encode())
         for place in all_of(where.patches, tokens):
             owner, name, ref = summary.patches[place]
             values = resolver.values(ref, module)
@@ -226,6 +245,8 @@ class Search:
                     self._carry(value.name if isinstance(value, ModuleValue) else value.module, name.encode())
                     if name == "__bases__" and isinstance(value, ClassValue):
                         self.judge(value)
+                    elif isinstance(value, ClassValue):
+                        self._carry_attribute(value.module, name.encode())
         if summary.strings is not None and any(self._renames(module, summary, token) for token in tokens):
             for string in summary.strings:
                 if string.isidentifier() and string not in tokens:
@@ -332,6 +353,7 @@ class Search:
             return
         self._found[place] = self.index.define(value, self._chain(value) or ())
         self._carry(value.module, _own_name(value))
+        self._carry_nested(value)
         decorators = self.index.resolver.record(value).decorators
         if any(self._factories.may_create(value.module, decorator.encode()) for decorator in decorators):
             for call in self.index.summary(value.module).calls:
