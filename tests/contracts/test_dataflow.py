@@ -139,7 +139,7 @@ def test_what_is_done_was_said(tmp_path_factory, body):
     _compare(tmp_path_factory.mktemp("project"), body)
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(bodies=st.lists(_BODIES, min_size=3, max_size=3))
 def test_what_is_remembered_changes_nothing(tmp_path_factory, bodies):
     """Whether calls that are alike are followed once or each time, the same is said of them, word for word."""

@@ -255,19 +255,62 @@ def test_a_property_that_a_pattern_reads(lint):
     assert "pkg/fast.py:19:17 Fast.run changes its parameter 'x' in place: y.zero_() writes" in lint(code)[1]
 
 
-def test_a_slice_of_either_of_two_lists(lint):
-    """It may hold what either holds."""
-    code = """
+@pytest.mark.parametrize(
+    ("one", "other", "rows"),
+    [
+        pytest.param("*rows, _ = x, x, x", "rows = [output, output]", "rows[:2]", id="slice"),
+        pytest.param("rows = Box(x)", "rows = Box(output)", "rows.held", id="property"),
+        pytest.param("rows = (x,)", "rows = (output,)", "(rows := rows + (1,))", id="sum"),
+        pytest.param("rows = (x,); rows += (1,)", "rows = (output,)", "rows", id="longer"),
+    ],
+)
+def test_what_is_made_of_either_of_two_objects(lint, one, other, rows):
+    """It may hold what either holds, whichever comes first."""
+    code = f"""
+        class Box:
+            def __init__(self, content):
+                self.content = content
+
+            @property
+            def held(self):
+                return [self.content]
+
+
         class Fast(Kernel):
             def run(self, x, output):
                 if output.is_cuda:
-                    *rows, _ = x, x, x
+                    {one}
                 else:
-                    rows = [output, output]
-                for row in rows[:2]:
+                    {other}
+                for row in {rows}:
+                    row.zero_()
+
+
+        class Other(Kernel):
+            def run(self, x, output):
+                if output.is_cuda:
+                    {other}
+                else:
+                    {one}
+                for row in {rows}:
                     row.zero_()
     """
-    assert "pkg/fast.py:13:13 Fast.run changes its parameter 'x' in place: row.zero_() writes" in lint(code)[1]
+    text = lint(code)[1]
+    assert "pkg/fast.py:22:13 Fast.run changes its parameter 'x' in place: row.zero_() writes" in text
+    assert "pkg/fast.py:32:13 Other.run changes its parameter 'x' in place: row.zero_() writes" in text
+
+
+def test_both_tuples_that_grow(lint):
+    """Each of them, where a name may hold either."""
+    code = """
+        class Fast(Kernel):
+            def run(self, x, output):
+                rows = (x,) if output.is_cuda else (output,)
+                rows += (1,)
+                for row in rows:
+                    row.zero_()
+    """
+    assert "Fast.run changes its parameter 'x' in place: row.zero_() writes" in lint(code)[1]
 
 
 def test_calls_that_are_alike(lint):

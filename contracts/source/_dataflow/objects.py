@@ -112,12 +112,14 @@ class Objects(abc.ABC):
     def attribute(self, owners: Value, name: str, node: ast.expr, state: State) -> Value:
         """What ``owner.name`` is, for a load."""
         found: list[Value] = []
-        for item, trail in owners.items():
+        for place, (item, trail) in enumerate(owners.items()):
             set_before = state.part(item, f".{name}")
             if set_before is not None:
                 found.append(set_before)
                 continue
-            found.append(self._attribute(item, trail, name, node, state))
+            # What a property of one object makes is not what that of another one makes.
+            of_it = node if not place else self.world.another(node, place)
+            found.append(self._attribute(item, trail, name, of_it, state))
         return join(*found)
 
     def _attribute(self, item: Item, trail: Trail, name: str, node: ast.expr, state: State) -> Value:

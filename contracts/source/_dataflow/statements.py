@@ -144,7 +144,7 @@ class Statements(Conditions, abc.ABC):
     def augment_value(self, held: Value, node: ast.AugAssign, added: Value, state: State) -> Value:
         """What a value is after ``+=`` or the like."""
         kept: list[Value] = []
-        for item, trail in held.items():
+        for place, (item, trail) in enumerate(held.items()):
             if isinstance(item, Input):
                 nature = self.nature(item)
                 if self.frame.kernel:
@@ -163,7 +163,7 @@ class Statements(Conditions, abc.ABC):
                     self.extend_container(item, added, state)
                     kept.append(value(item))
                 elif more:
-                    made = Made((*self.site(node), "sum"), "tuple")
+                    made = Made((*self.site(node), "sum", place), "tuple")
                     state.parts[made] = {"[]": join(state.elements(item), more)}
                     kept.append(value(made))
                 else:

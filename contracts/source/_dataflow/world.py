@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
@@ -107,6 +108,13 @@ class World:
         key = (node, name)
         if key not in self._stand_ins:
             self._stand_ins[key] = ast.copy_location(ast.Name(name), node)
+        return self._stand_ins[key]
+
+    def another(self, node: ast.expr, number: int) -> ast.expr:
+        """The expression, as one of several that are evaluated at its place; always the same one for a number."""
+        key = (node, str(number))
+        if key not in self._stand_ins:
+            self._stand_ins[key] = copy.copy(node)
         return self._stand_ins[key]
 
     # Names
