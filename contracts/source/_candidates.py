@@ -39,13 +39,14 @@ _IMPORT = re.compile(
 _FROM_CLAUSE = re.compile(rb"(?<![\w\x80-\xff.])from(?![\w\x80-\xff])[\s\w.\\\x80-\xff]*$")
 _FROM = re.compile(rb"\s*from(.*?)(?<![\w\x80-\xff])import(?![\w\x80-\xff])", re.DOTALL)
 # A call that may make a class inside a function.
-_CREATED_LOCALLY = tuple(
-    re.compile(rb"%b[ \t]*\([^()]*," % function) for function in (b"type", b"new_class", b"make_dataclass")
+_CREATED_LOCALLY = (
+    *(re.compile(rb"%b[ \t]*\([^()]*," % function) for function in (b"type", b"new_class", b"make_dataclass")),
+    re.compile(rb"partial\(\s*(?:\w+\.)?(?:type|new_class|make_dataclass)\b"),
 )
 _NO_CALL = re.compile(
     rb"\b(?:isinstance|issubclass|return|raise|in|and|or|not|if|else|yield)$|\b(?:def|class)[ \t]+\w+$"
 )
-_CREATED = re.compile(rb"(?:type|new_class|make_dataclass)\(\s*[rbuRBU]*[\"']([\w\x80-\xff]+)[\"']")
+_CREATED = re.compile(rb"(?:type|new_class|make_dataclass)[(,]\s*[rbuRBU]*[\"']([\w\x80-\xff]+)[\"']")
 _DOTTED = re.compile(rb"[\w.\x80-\xff]+")
 _NAME_BEFORE = re.compile(rb"[\w.]+$")
 _WORD_BYTES = frozenset(bytes([byte]) for byte in _WORD)
@@ -64,6 +65,7 @@ _STATEMENT = re.compile(
 )
 _BLANKS = re.compile(rb"[ \t]*")
 _AS = re.compile(rb"[ \t\\\n]+as[ \t\\\n]+([\w\x80-\xff]+)")
+_KEPT = re.compile(rb"[ \t]+\w+\.([\w\x80-\xff]+)[ \t]*=[ \t]*(?:[\w.]+\.)?$")
 _ABOVE = re.compile(rb"[\w\x80-\xff]+[ \t]*\.[ \t]*")
 # A function of one parameter: a method has two.
 _GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
@@ -222,6 +224,16 @@ class Text:
             if match and self.in_import(start):
                 aliases.add(match[1])
         return aliases
+
+    def kept_as(self, word: bytes) -> set[bytes]:
+        """The attributes of some object to which a function assigns it."""
+        source = self.source
+        found = set()
+        for start in _occurrences(source, word):
+            match = _KEPT.match(source, source.rfind(b"\n", 0, start) + 1, start)
+            if match and source[start + len(word) : start + len(word) + 1] not in {b"(", b"."}:
+                found.add(match[1])
+        return found
 
     def in_import(self, place: int) -> bool:
         """Whether an import statement stands at ``place``."""

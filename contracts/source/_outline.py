@@ -25,8 +25,9 @@ _CONTINUED_STRING = re.compile(r"[\"'][^\n]*\\\n")
 # What begins a statement, or a call, by which a function may create a class or rebind a name outside it.
 _STATEMENTS = tuple(re.compile(rf"{word}\b") for word in ("class", "global", "nonlocal"))
 # With one name in the brackets, type() only asks.
-_CALLS = tuple(
-    re.compile(rf"{word}[ \t]*\((?!\s*[\w.]+\s*\))") for word in ("type", "new_class", "make_dataclass")
+_CALLS = (
+    *(re.compile(rf"{word}[ \t]*\((?!\s*[\w.]+\s*\))") for word in ("type", "new_class", "make_dataclass")),
+    re.compile(r"partial\(\s*(?:\w+\.)?(?:type|new_class|make_dataclass)\b"),
 )
 _OUTDENTED: dict[int, re.Pattern[str]] = {}
 

@@ -308,6 +308,11 @@ class Reader:
         keywords = {k.arg: k.value for k in node.keywords}
         bases: ast.expr | None
         maker: Ref | None = None
+        if function == "partial" and node.args and last_name(node.args[0]) in {"type", "new_class", "make_dataclass"}:
+            # There is a class; what a call of it gives is not followed.
+            made = ast.Call(ast.Name("new_class"), node.args[1:], node.keywords)
+            self._created_class(ast.copy_location(made, node), scope, name)
+            return None
         if function == "type" and isinstance(node.func, ast.Name) and len(node.args) == 3:
             bases = node.args[1]
         elif function == "new_class" and node.args:

@@ -64,6 +64,7 @@ class Search:
         self._told_by_bases: set[ClassValue] = set()
         self._sight = index.sight(graph)
         self._held: set[str] = set()
+        self._offered: set[str] = set()
         self._roamed: set[bytes] = set()
         self._known_occurrences: dict[tuple[str, bool], Occurrences] = {}
 
@@ -126,6 +127,10 @@ class Search:
             for alias in text.import_aliases(name):
                 self._carry_alias(module, alias, name)
                 carry(module, alias)
+            for attribute in text.kept_as(name):
+                for user in {module, *self._sight.downstream(module)} & self._files.keys():
+                    if self._survey.names(user, attribute) and self._survey.text(user).names_in_header(attribute):
+                        self._carry_doubt(user, attribute)
             package = module
             while package and (package, name, is_carried) not in self._looked_from:
                 self._looked_from.add((package, name, is_carried))
@@ -136,6 +141,7 @@ class Search:
                 self._held.add(module)
                 for user, alias in self._sight.passing(module):
                     self._carry_doubt(user, alias)
+                self._look_where_offered(module.rpartition(".")[0])
             submodule = f"{module}.{name.decode()}"
             if submodule in self._in_graph:  # `from package import name` looks like an import of the module
                 for importer in self._graph.find_modules_that_directly_import(submodule):
@@ -145,6 +151,15 @@ class Search:
                 self._roamed.add(name)
                 for stray in self._sight.straying(name):
                     carry(stray, name)
+
+    def _look_where_offered(self, package: str) -> None:
+        """Look at the classes that name a package, or one above it, as another module offers it."""
+        while "." in package and package not in self._offered:  # one at the top has its own name everywhere
+            self._offered.add(package)
+            for user, alias in sorted({*self._sight.passing(package)}):
+                if self._survey.text(user).names_in_header(alias):
+                    self._evaluate(user, alias, binds=False, passes=False)
+            package = package.rpartition(".")[0]
 
     def _carry(self, module: str, name: bytes) -> None:
         if (module, name) not in self._carried:

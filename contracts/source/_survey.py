@@ -22,10 +22,11 @@ class Survey:
 
     def __init__(self, tree: Tree) -> None:
         self._files = tree.files
-        # `import a.b` binds a, and through it everything that anyone imported under it.
+        # `import a.b` and `import c, a.b` bind a, and through it everything that anyone imported under it.
         self._binding_top = [
             (top, re.compile(re.escape(top) + rb"[\w.]+[ \t]*(?:[,;#\n]|$)"))
-            for top in sorted({b"import %b." % root.partition(".")[0].encode() for root in tree.roots})
+            for root in sorted({root.partition(".")[0].encode() for root in tree.roots})
+            for top in (b"import %b." % root, b", %b." % root)
         ]
         self._texts: dict[str, Text] = {}
         self._holders: dict[bytes, list[tuple[str, bytes]]] = {}
