@@ -137,14 +137,14 @@ _BODIES = st.lists(st.recursive(_LINES, _block, max_leaves=5), min_size=2, max_s
 @given(body=_BODIES)
 def test_what_is_done_was_said(tmp_path_factory, body):
     """Each parameter that is written into is reported, whichever way it takes to the statement."""
-    _compare(tmp_path_factory.mktemp("project"), body)
+    _compare(tmp_path_factory.getbasetemp() / "methods", body)
 
 
 @settings(max_examples=30, deadline=None)
 @given(bodies=st.lists(_BODIES, min_size=3, max_size=3))
 def test_what_is_remembered_changes_nothing(tmp_path_factory, bodies):
     """Whether calls that are alike are followed once or each time, the same is said of them, word for word."""
-    _compare_remembered(tmp_path_factory.mktemp("project"), bodies)
+    _compare_remembered(tmp_path_factory.getbasetemp() / "methods", bodies)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_what_is_remembered_changes_nothing(tmp_path_factory, bodies):
 @given(body=_BODIES)
 def test_ten_thousand_methods(tmp_path_factory, body):
     """The same for ten thousand methods."""
-    _compare(tmp_path_factory.mktemp("project"), body)
+    _compare(tmp_path_factory.getbasetemp() / "methods", body)
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_ten_thousand_methods(tmp_path_factory, body):
 @given(bodies=st.lists(_BODIES, min_size=3, max_size=3))
 def test_three_thousand_times_what_is_remembered(tmp_path_factory, bodies):
     """And for three thousand classes."""
-    _compare_remembered(tmp_path_factory.mktemp("project"), bodies)
+    _compare_remembered(tmp_path_factory.getbasetemp() / "methods", bodies)
 
 
 def _compare_remembered(folder: Path, bodies: list[list[str]]) -> None:
@@ -191,6 +191,7 @@ def _compare(folder: Path, body: list[str]) -> None:
 
 
 def _said(folder: Path, text: str) -> dict:
+    # One folder for all: Python remembers each that it ever looked into.
     Project(folder).write({"pkg/__init__.py": "", "pkg/sub.py": text.encode()})
     graph = grimp.ImportGraph()
     for module in ("pkg", "pkg.sub"):

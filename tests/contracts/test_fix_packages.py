@@ -77,6 +77,7 @@ def move(repository: Repository, name: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_module_is_imported_as_before(tmp_path, name):
     """And the second run finds nothing to move."""
