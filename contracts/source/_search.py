@@ -21,11 +21,10 @@ from contracts.source._doubts import Doubts
 from contracts.source._errors import SourceError
 from contracts.source._factories import Factories
 from contracts.source._hierarchy import unknown_among
-from contracts.source._left_out import why_left_out
-from contracts.source._occurrences import Occurrences, all_of, is_dynamic, names_in
+from contracts.source._left_out import left_out_subclasses
+from contracts.source._occurrences import Occurrences, all_of, is_dynamic
 from contracts.source._resolve import ClassValue, Display, Instance, ModuleValue, Unknown, Value
 from contracts.source._summary import Summary
-from contracts.source._tree import relative_path
 
 if TYPE_CHECKING:
     from contracts.source._index import Index
@@ -80,7 +79,8 @@ class Search:
         self._evaluate_injected()
         self._judge_again()
         self._follow_doubts()
-        self._look_at_left_out_files()
+        names = {name for _, name in self._carried}
+        self._problems.update(left_out_subclasses(self.index, self._graph, names, self.is_found))
         for error in [*self._relevant_errors(), *self._survey.errors.values()]:
             self._problem(error)
         return Answer(
@@ -141,6 +141,8 @@ class Search:
                 self._held.add(module)
                 for user, alias in self._sight.passing(module):
                     self._carry_doubt(user, alias)
+                for user in self._sight.computing(module):
+                    self._carry_unknown(user)
                 self._look_where_offered(module.rpartition(".")[0])
             submodule = f"{module}.{name.decode()}"
             if submodule in self._in_graph:  # `from package import name` looks like an import of the module
@@ -151,6 +153,17 @@ class Search:
                 self._roamed.add(name)
                 for stray in self._sight.straying(name):
                     carry(stray, name)
+
+    def _carry_unknown(self, module: str) -> None:
+        """Look for what is named after something that a module takes of a carrier by a computed name."""
+        summary, resolver = self.index.summary(module), self.index.resolver
+        for name, ref in summary.exports.items():
+            if is_dynamic(ref) and any(isinstance(value, Unknown) for value in resolver.values(ref, module)):
+                self._carry_doubt(module, name.encode())
+        for record in summary.classes.values():
+            for name, ref in record.attributes.items():
+                if is_dynamic(ref) and any(isinstance(value, Unknown) for value in resolver.values(ref, module)):
+                    self._carry_attribute(module, name.encode())
 
     def _look_where_offered(self, package: str) -> None:
         """Look at the classes that name a package, or one above it, as another module offers it."""
@@ -392,28 +405,6 @@ class Search:
                 for item in items:  # each, even when one is found: looking adds it
                     held |= self.holds(item, depth + 1)
         return held
-
-    # What lies beside
-
-    def _look_at_left_out_files(self) -> None:
-        names = {name for _, name in self._carried}
-        for file in self.index.left_out(self._graph):
-            text = self._survey.text_of(file)
-            held = [name for name in names if text.has_word(name)]
-            if not any(text.names_in_header(name) or any(text.uses(name)) for name in held):
-                continue
-            try:
-                summary = self.index.summarize_file(file)
-            except SourceError as error:
-                self._problem(error)
-                continue
-            for key, record in summary.classes.items():
-                named = {*names_in(record.bases)} & {name.decode() for name in held}
-                if named or is_dynamic(record.bases):
-                    value = ClassValue(file.module, key)
-                    if self._files.get(file.module) is not file or self._chain(value) is not None:
-                        reason = f"defines {record.qualname}, but {why_left_out(file, self._in_graph)}"
-                        self._problems.add(Problem(relative_path(file.path), record.line, reason))
 
 
 def _own_name(value: ClassValue) -> bytes:

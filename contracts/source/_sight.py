@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import cached_property
@@ -11,6 +12,8 @@ from grimp import ImportGraph
 from contracts.source._candidates import Import, Text
 from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile
+
+_COMPUTED = (b"getattr(", b"vars(", b".__dict__")
 
 
 class _View:
@@ -76,6 +79,16 @@ class Sight:
                 for user in self.naming(holder, name):
                     if user not in holders:
                         yield user, name
+
+    def computing(self, module: str) -> Iterator[str]:
+        """The modules that take something of ``module`` by a name that they compute."""
+        last = module.rpartition(".")[2].encode()
+        for holder, text in self._view(module).holders.items():
+            if any(way in text.source for way in _COMPUTED) and any(
+                re.search(rb"(?:getattr|vars)\(\s*(?:[\w.]+\.)?%b\s*[,)]|\b%b\.__dict__" % (name, name), text.source)
+                for name in {last} | text.import_aliases(last)
+            ):
+                yield holder
 
     def straying(self, name: bytes) -> Iterator[str]:
         """The modules that may come by ``name`` without an import that the graph shows.
