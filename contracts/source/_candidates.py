@@ -69,6 +69,10 @@ _KEPT = re.compile(rb"[ \t]+\w+\.([\w\x80-\xff]+)[ \t]*=[ \t]*(?:[\w.]+\.)?$")
 _ABOVE = re.compile(rb"[\w\x80-\xff]+[ \t]*\.[ \t]*")
 # A function of one parameter: a method has two.
 _GETTER = re.compile(rb"__getattr__\(\s*\w+\s*(?::[^,)]*)?,?\s*\)|__getattr__[ \t]*[,=]")
+_TAKING = (
+    re.compile(rb"getattr\(\s*(?:[\w.]+\.)?([\w\x80-\xff]+)\s*,"),
+    re.compile(rb"vars\(\s*(?:[\w.]+\.)?([\w\x80-\xff]+)\s*\)"),
+)
 _STAR = re.compile(rb"import[ \t\f\\\n]*\*")
 _ANNOTATION = re.compile(rb"(?:^[ \t]*|[(,*][ \t]*)(?:self\.)?\w+[ \t]*:[ \t]*[\"']?(?:[\w.]+\[)*(?:[\w.]+\.)?$")
 _BINDS_NOTHING = re.compile(
@@ -175,6 +179,13 @@ class Text:
             for pattern in _CREATED_LOCALLY
             for match in pattern.finditer(self.source)
         )
+
+    @cached_property
+    def taken_from(self) -> frozenset[bytes]:
+        """The last parts of the names of what ``getattr``, ``vars`` or ``__dict__`` takes something from."""
+        asked = {match[1] for pattern in _TAKING for match in pattern.finditer(self.source)}
+        before = [part[-80:].translate(NAMES_ONLY) for part in self.source.split(b".__dict__")[:-1]]
+        return frozenset(asked | {part.split()[-1] for part in before if part.split()})
 
     def has_word(self, word: bytes) -> bool:
         """Whether ``word`` occurs as a whole name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import cached_property
@@ -12,8 +11,6 @@ from grimp import ImportGraph
 from contracts.source._candidates import Import, Text
 from contracts.source._survey import Survey
 from contracts.source._tree import SourceFile
-
-_COMPUTED = (b"getattr(", b"vars(", b".__dict__")
 
 
 class _View:
@@ -84,10 +81,7 @@ class Sight:
         """The modules that take something of ``module`` by a name that they compute."""
         last = module.rpartition(".")[2].encode()
         for holder, text in self._view(module).holders.items():
-            if any(way in text.source for way in _COMPUTED) and any(
-                re.search(rb"(?:getattr|vars)\(\s*(?:[\w.]+\.)?%b\s*[,)]|\b%b\.__dict__" % (name, name), text.source)
-                for name in {last} | text.import_aliases(last)
-            ):
+            if text.taken_from and not text.taken_from.isdisjoint({last} | text.import_aliases(last)):
                 yield holder
 
     def straying(self, name: bytes) -> Iterator[str]:
