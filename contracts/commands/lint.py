@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from importlinter.application import rendering
 from importlinter.application.sentinels import NotSupplied
+from importlinter.application.user_options import InvalidUserOptions
 
 from contracts import report
 from contracts._configuration import read_configuration
@@ -76,7 +77,8 @@ def _as_text(options: dict[str, Any]) -> int:
     except Exception as error:
         if options["debug"]:
             raise
-        rendering.render_exception(error)
+        # With its reason, where import-linter's own message would be a bare name.
+        rendering.render_exception(InvalidUserOptions(report.reason(error)))
         return 2
     rendering.render_report(done[1])
     return report.exit_code(done[1])

@@ -268,7 +268,7 @@ def test_warnings_problems_and_ignored_in_sarif(doubtful, fixtures):
 
 @pytest.mark.parametrize("form", ["text", *FORMATS])
 def test_a_configuration_that_cannot_be_used(small, form, fixtures):
-    """No configuration, one without contracts, one with a misspelt option: exit code 2, and the reason."""
+    """No configuration, no contract of that id, a misspelt type, a misspelt option: exit code 2, and the reason."""
     cases = {
         "Could not find other.ini.": ["--config", "other.ini"],
         "Could not find contract 'none'.": ["--contract", "none"],
@@ -277,6 +277,11 @@ def test_a_configuration_that_cannot_be_used(small, form, fixtures):
         outcome = moe_contracts(small, "lint", "--no-logo", "--format", form, *arguments)
         assert outcome.code == 2
         assert reason in unescaped(outcome.text)
+    small.contract(type="placment", base_classes=["pkg.base.Base"], allowed_modules=["pkg.good"])
+    outcome = moe_contracts(small, "lint", "--no-logo", "--format", form)
+    assert outcome.code == 2
+    known = "There is no contract type 'placment'. Name its class under contract_types: 'placment: module.Class'."
+    assert known in " ".join(unescaped(outcome.text).split())
     small.contract(type="placement", base_classes=["pkg.base.Base"], allowed_modules=["pkg.good"], ignored="x")
     outcome = moe_contracts(small, "lint", "--no-logo", "--format", form)
     assert outcome.code == 2
